@@ -1,0 +1,270 @@
+"""What an experiment is: a profile of validated settings, read from configs/*.yaml.
+
+Section IV-B of the paper fixes most of these numbers; they are the defaults here. What the paper leaves open is a
+setting as well, its default explained in docs/ambiguities.md. A profile may extend another and change a few values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VIEWS = ("clean", "noise", "shift", "speed")
+PROTOCOLS = ("random", "speaker", "sentence")
+
+
+class SamsgError(Exception):
+    """Everything that this library reports: what was asked, what was found, what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists what is known and, if one is close, what was probably meant."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean '{close[0]}'?" if close else ""
+    return f"known: {', '.join(known)}.{meant}"
+
+
+def home() -> Path:
+    """The folder that holds data/, runs/ and paper_figures/: $SAMSG_HOME, or else the repository."""
+    return Path(os.environ.get("SAMSG_HOME", REPOSITORY)).expanduser().resolve()
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown names are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AudioSettings(Settings):
+    """The log-mel front end (Section IV-B, Eq. 1-2)."""
+
+    sample_rate: int = Field(16_000, gt=0)  # Hz
+    seconds: float = Field(4.0, gt=0)  # longer clips are cut, shorter ones padded with zeros
+    n_fft: int = Field(1024, gt=0)
+    hop: int = Field(64, gt=0)  # samples
+    window: int = Field(512, gt=0)  # samples, Hamming
+    n_mels: int = Field(128, ge=16)
+    floor: float = Field(1e-10, gt=0)  # power below which the logarithm is taken of this instead
+    scaling: Literal["minmax", "standardize"] = "minmax"
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> AudioSettings:
+        if self.window > self.n_fft:
+            raise ValueError(f"window ({self.window}) must not be longer than n_fft ({self.n_fft})")
+        return self
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of a clip: 64 000 in the paper."""
+        return round(self.sample_rate * self.seconds)
+
+    @property
+    def n_frames(self) -> int:
+        """Centred frames of a clip: 64 000 / 64 + 1 = 1001 in the paper."""
+        return self.n_samples // self.hop + 1
+
+
+class ViewSettings(Settings):
+    """The augmentations (Section IV-B names three and gives no strengths)."""
+
+    names: tuple[Literal["clean", "noise", "shift", "speed"], ...] = VIEWS
+    seed: int = 0
+    snr: tuple[float, float] = (15.0, 30.0)  # dB, of the white noise
+    shift: float = Field(0.4, ge=0)  # s, at most, to either side
+    speed: tuple[float, float] = (0.9, 1.1)
+
+    @field_validator("names")
+    @classmethod
+    def _has_clean(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names) or "clean" not in names:
+            raise ValueError("name each view once, 'clean' among them")
+        return names
+
+
+class ModelSettings(Settings):
+    """The distilled DeiT (Section III-C)."""
+
+    size: Literal["tiny", "small", "base"] = "base"
+    depth: int | None = Field(None, ge=1)  # blocks; None: as the size has them, 12
+    patch: int = Field(16, gt=0)
+    stride: int = Field(10, gt=0)
+    weights: str = "imagenet"  # 'imagenet', 'random', or a file of DeiT's own weights
+
+
+class RolloutSettings(Settings):
+    """Attention rollout (Eq. 6-7)."""
+
+    alpha: float = Field(0.9, ge=0, le=1)
+    order: Literal["abnar", "printed"] = "abnar"
+    token: Literal["cls", "mean"] = "cls"
+
+
+class MaskSettings(Settings):
+    """Which patches are blackened (Section III-D)."""
+
+    strategy: Literal["rollout", "none"] = "rollout"
+    threshold: float = Field(0.5, ge=0, le=1)
+    fill: float = 0.0
+
+
+class TrainingSettings(Settings):
+    """Optimisation of all three stages (Section IV-B)."""
+
+    epochs: int = Field(25, ge=1)
+    batch: int = Field(4, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    halve_every: int = Field(5, ge=1)  # epochs
+    warmup: int = Field(0, ge=0)  # steps over which lr rises linearly from 0
+    evaluation_batch: int = Field(16, ge=1)
+    views: Literal["one", "all"] = "one"  # an epoch shows one view of each clip, or all of them
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    classification_weight: float = Field(1.0, ge=0)
+    reconstruction_weight: float = Field(1.0, ge=0)
+    samsg_start: Literal["baseline", "initial"] = "baseline"  # where stage ii starts from
+    evaluate_masked: bool = False  # stage ii: validate and test on masked spectrograms
+    probe_head: Literal["new", "stage_ii"] = "new"
+    # Stages ii and iii may run for another length or rate than stage i; None: the same.
+    samsg_epochs: int | None = Field(None, ge=1)
+    probe_epochs: int | None = Field(None, ge=1)
+    probe_lr: float | None = Field(None, gt=0)
+
+
+class SyntheticSettings(Settings):
+    """The size of an embedded corpus, spoken by a synthesiser."""
+
+    speakers: int = Field(4, ge=1)
+    sentences: int = Field(10, ge=1)
+    takes: int = Field(1, ge=1)  # of each sentence, by each speaker, in each emotion
+    seed: int = 0
+
+
+class CorpusSettings(Settings):
+    """Where a corpus lies and what must be said of it."""
+
+    reader: str = ""  # 'savee', 'emodb', 'crema_d', or a CSV file's path; empty: the corpus' own name
+    root: str = ""  # folder of its sound files, below the home folder unless absolute
+    title: str = ""  # as tables and figures name it
+    note: str = ""  # what every table and figure must say of it: 'synthetic speech'
+    synthetic: SyntheticSettings | None = None
+
+
+class Profile(Settings):
+    """One experiment: corpora, protocols, seeds, and every choice in between."""
+
+    name: str
+    description: str = ""
+    corpora: dict[str, CorpusSettings]
+    protocols: tuple[str, ...] = ("random",)
+    seeds: tuple[int, ...] = (0,)
+    audio: AudioSettings = AudioSettings()
+    views: ViewSettings = ViewSettings()
+    model: ModelSettings = ModelSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    mask: MaskSettings = MaskSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    @field_validator("protocols")
+    @classmethod
+    def _known_protocols(cls, protocols: tuple[str, ...]) -> tuple[str, ...]:
+        for protocol in protocols:
+            if protocol not in PROTOCOLS:
+                raise ValueError(f"there is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
+        return protocols
+
+    def corpus(self, name: str) -> CorpusSettings:
+        """The settings of one of this profile's corpora.
+
+        Raises:
+            SamsgError: the profile has no such corpus.
+        """
+        if name not in self.corpora:
+            raise SamsgError(f"Profile '{self.name}' has no corpus '{name}'; {nearest(name, self.corpora)}")
+        return self.corpora[name]
+
+    def root(self, name: str) -> Path:
+        """The folder of a corpus' sound files."""
+        return home() / Path(self.corpus(name).root or f"data/{name}").expanduser()
+
+
+def profile_names() -> list[str]:
+    """The profiles in configs/."""
+    return sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            value = _merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else REPOSITORY / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        raise SamsgError(
+            f"There is no profile '{name}' (looked for {path}); {nearest(name, profile_names())} "
+            "Give one of these, or the path of your own .yaml file."
+        )
+    if path.resolve() in chain:
+        raise SamsgError(f"Profile '{name}' extends itself; take the 'extends' line out of one of: {chain}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SamsgError(f"Profile {path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SamsgError(f"Profile {path} holds a {type(content).__name__}; expected names with values, as in demo.yaml.")
+    parent = content.pop("extends", None)
+    if parent is not None:
+        base = _read(str(parent), (*chain, path.resolve()))
+        # A profile that names corpora means those alone; what it says of each is laid over the parent's words.
+        named = content.get("corpora")
+        if isinstance(named, Mapping):
+            base["corpora"] = {key: base.get("corpora", {}).get(key, {}) for key in named}
+            content["corpora"] = {key: value or {} for key, value in named.items()}
+        content = _merge(base, content)
+    return {**content, "name": path.stem}
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        where, message = ".".join(place), problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            group: Any = Profile
+            for part in place[:-1]:
+                group = getattr(group, "model_fields", {}).get(part)
+                group = getattr(group, "annotation", CorpusSettings)
+            known = getattr(group, "model_fields", CorpusSettings.model_fields)
+            message = f"there is no such setting; {nearest(place[-1], known)}"
+        else:
+            message += f" (found {problem.get('input')!r})"
+        lines.append(f"{where}: {message}")
+    return "; ".join(lines)
+
+
+def load_profile(name: str | Path = "demo", **overrides: Any) -> Profile:
+    """Read a profile from configs/ or from a YAML file, and change some of its settings.
+
+    Args:
+        name: a name in configs/, or the path of a .yaml file.
+        overrides: settings to change, groups as dictionaries: ``mask={"threshold": 0.4}``.
+
+    Raises:
+        SamsgError: there is no such profile, or a setting is unknown or out of range.
+    """
+    content = _merge(_read(str(name)), overrides)
+    try:
+        return Profile(**content)
+    except ValidationError as error:
+        raise SamsgError(f"Profile '{name}' has settings that cannot be: {_explain(error)}") from error
