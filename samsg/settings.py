@@ -126,15 +126,29 @@ class TrainingSettings(Settings):
     evaluation_batch: int = Field(16, ge=1)
     views: Literal["one", "all"] = "one"  # an epoch shows one view of each clip, or all of them
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class StageSettings(Settings):
+    """What a later stage does otherwise than stage i; None: the same."""
+
+    epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+
+
+class SamsgSettings(StageSettings):
+    """Stage ii: emotion and reconstruction from masked spectrograms (Section III-D)."""
+
+    start: Literal["baseline", "initial"] = "baseline"  # stage i's weights, or those that stage i started from
     classification_weight: float = Field(1.0, ge=0)
     reconstruction_weight: float = Field(1.0, ge=0)
-    samsg_start: Literal["baseline", "initial"] = "baseline"  # where stage ii starts from
-    evaluate_masked: bool = False  # stage ii: validate and test on masked spectrograms
-    probe_head: Literal["new", "stage_ii"] = "new"
-    # Stages ii and iii may run for another length or rate than stage i; None: the same.
-    samsg_epochs: int | None = Field(None, ge=1)
-    probe_epochs: int | None = Field(None, ge=1)
-    probe_lr: float | None = Field(None, gt=0)
+    evaluate_masked: bool = False  # validate and test on masked spectrograms
+
+
+class ProbeSettings(StageSettings):
+    """Stage iii: the CLS token and one linear layer (Section III-D)."""
+
+    head: Literal["new", "stage_ii"] = "new"  # a fresh linear layer, or the one that stage ii trained
 
 
 class SyntheticSettings(Settings):
@@ -170,6 +184,8 @@ class Profile(Settings):
     rollout: RolloutSettings = RolloutSettings()
     mask: MaskSettings = MaskSettings()
     training: TrainingSettings = TrainingSettings()
+    samsg: SamsgSettings = SamsgSettings()
+    probe: ProbeSettings = ProbeSettings()
 
     @field_validator("protocols")
     @classmethod
@@ -222,7 +238,9 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SamsgError(f"Profile {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise SamsgError(f"Profile {path} holds a {type(content).__name__}; expected names with values, as in demo.yaml.")
+        raise SamsgError(
+            f"Profile {path} holds a {type(content).__name__}; expected names with values, as in demo.yaml."
+        )
     parent = content.pop("extends", None)
     if parent is not None:
         base = _read(str(parent), (*chain, path.resolve()))

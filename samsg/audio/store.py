@@ -1,0 +1,90 @@
+"""Audio files -> one flat 16 kHz store a corpus, and the spectrograms of all views, both read through memory maps
+(Section IV-B)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from samsg.audio.spectrogram import LogMel
+from samsg.audio.views import make_view
+from samsg.runs import progress_bar
+from samsg.settings import AudioSettings, SamsgError, ViewSettings
+
+
+def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
+    """Decode a sound file to mono at one rate: -> (S,), float32.
+
+    Raises:
+        SamsgError: the file cannot be read, holds no samples, or holds values that are no numbers.
+    """
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise SamsgError(f"{path} cannot be read as a sound file: {error}. Replace it, or leave it out.") from error
+    if len(samples) == 0:
+        raise SamsgError(f"{path} holds no samples. Replace it, or leave it out.")
+    if not np.isfinite(samples).all():
+        raise SamsgError(f"{path} holds samples that are not numbers (NaN or infinite). Replace it, or leave it out.")
+    return resample(torch.from_numpy(samples.mean(1)), rate, sample_rate)
+
+
+class WaveformStore:
+    """The clips of a corpus, end to end in one file.
+
+    Attributes:
+        clips: the manifest, with columns start and samples.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.clips = pd.read_csv(folder / "clips.csv", dtype={"speaker": str, "sentence": str}, keep_default_na=False)
+        self._samples = np.load(folder / "samples.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """One recording, whole: -> (S,), float32."""
+        start, length = self.clips["start"].iat[index], self.clips["samples"].iat[index]
+        return torch.from_numpy(self._samples[start : start + length].copy())
+
+
+def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings) -> None:
+    """Read every file of a manifest once and write samples.npy and clips.csv.
+
+    Raises:
+        SamsgError: a file cannot be read; the message names it.
+    """
+    with ThreadPoolExecutor() as pool:
+        read = pool.map(lambda path: read_sound(root / path, audio.sample_rate).numpy(), manifest["path"])
+        sounds = list(progress_bar(read, "reading sounds", len(manifest), "clip"))
+    lengths = np.array([len(sound) for sound in sounds])
+    np.save(folder / "samples.npy", np.concatenate(sounds))
+    clips = manifest.assign(start=np.concatenate([[0], lengths.cumsum()[:-1]]), samples=lengths)
+    clips.to_csv(folder / "clips.csv", index=False)
+
+
+def write_spectrograms(
+    store: WaveformStore,
+    folder: Path,
+    audio: AudioSettings,
+    views: ViewSettings,
+) -> None:
+    """Compute the log-mel spectrogram of every view of every clip and write views.npy: (V, N, 128, 1001), float16.
+
+    Half precision keeps values of [0, 1] to 0.0005, a fifth of what 8-bit grey images keep, and 0 exactly.
+    """
+    shape = (len(views.names), len(store), audio.n_mels, audio.n_frames)
+    spectrograms = np.lib.format.open_memmap(folder / "views.npy", "w+", np.float16, shape)
+    log_mel = LogMel(audio)
+    for index in progress_bar(range(len(store)), "spectrograms", len(store), "clip"):
+        clip = store.clips["clip"].iat[index]
+        waveforms = torch.stack([make_view(store[index], clip, view, audio, views) for view in views.names])
+        spectrograms[:, index] = log_mel(waveforms)[:, 0].numpy()  # (V, 128, 1001)
+    spectrograms.flush()

@@ -1,0 +1,313 @@
+"""The embedded corpora: SAVEE, EmoDB and CREMA-D as a speech synthesiser speaks them (corpora of Section IV-A).
+
+eSpeak, as Praat carries it, speaks the sentences; Praat's overlap-add resynthesis (Moulines & Charpentier, 1990) gives
+them a speaker's pitch and vocal tract and an actor's melody; a filter gives voice quality. The emotions follow what is
+known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003): pitch level and range, final rise or fall, rate,
+pauses, spectral tilt, loudness, jitter and tremor. Files have the official names, so one reader serves both. Results on them
+are results on synthetic speech.
+
+This module alone imports praat-parselmouth, which is GPL-3.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from scipy import fft, signal
+from tqdm.auto import tqdm
+
+from samsg.settings import SamsgError, SyntheticSettings, nearest
+
+NOTE = "SYNTHETIC.txt"
+RECIPE = 1  # another number: other sounds from the same settings
+SOURCE_RATE = 22_050  # Hz, eSpeak's own
+
+# eSpeak's voices without flutter and roughness: theirs is the only sound that does not depend on what was spoken before.
+VOICES = ("Denis", "Michel", "Storm")
+
+# How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
+CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor")
+#               st  octaves   st  octaves   s   dB/oct   dB       st       st
+EMOTIONS = {
+    "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 2.0, 6.0, 0.25, 0.0),
+    "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -0.5, -3.0, 0.0, 0.0),
+    "disgust": (-1.0, 0.20, -2.0, -0.15, 0.03, 1.0, 0.0, 0.35, 0.0),
+    "fear": (5.0, -0.20, 1.0, 0.20, 0.02, -0.5, 0.0, 0.15, 0.8),
+    "happiness": (4.0, 0.80, 1.5, 0.08, 0.00, 1.0, 3.0, 0.0, 0.0),
+    "neutral": (0.0,) * len(CUES),
+    "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.0, -5.0, 0.0, 0.3),
+    "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0),
+}
+SPREAD = np.array([1.5, 0.30, 1.2, 0.08, 0.012, 0.8, 2.0, 0.06, 0.12])
+STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
+
+EMODB_SENTENCES = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+CREMA_D_SENTENCES = {
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
+    "ITH": "I think I have a doctor's appointment.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
+}
+# SAVEE's own are TIMIT's; these are of their kind. Numbers 01 to 03 are common to all emotions, as in SAVEE, and the
+# others an emotion's own: each an opening with an ending that no other emotion gives it.
+SAVEE_COMMON = (
+    "The old clock in the hall strikes every quarter hour.",
+    "Please bring a clean towel and a bucket of warm water.",
+    "Our neighbours planted four apple trees along the fence.",
+)
+SAVEE_OPENINGS = (
+    "The young carpenter",
+    "My elder brother",
+    "A passing sailor",
+    "The village doctor",
+    "Her former teacher",
+    "The night watchman",
+    "Our new director",
+    "An honest farmer",
+    "The quiet student",
+    "His favourite aunt",
+    "The local reporter",
+    "A careful driver",
+)
+SAVEE_ENDINGS = (
+    "left the yellow parcel beside the garden gate.",
+    "never answers letters before the end of June.",
+    "counted the silver spoons after each dinner.",
+    "walked twice around the frozen harbour today.",
+    "will repair both wheels by Thursday morning.",
+    "found a torn map under the kitchen floor.",
+    "asked for thicker paper and a sharper pencil.",
+    "sold the brown horse to a circus in town.",
+    "carried eight chairs across the muddy field.",
+    "keeps a small radio on top of the fridge.",
+    "wrote about the storm in a blue notebook.",
+    "drinks black coffee with a spoon of honey.",
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording to be made: where it goes, who speaks, what, and how."""
+
+    path: str
+    speaker: str
+    male: bool
+    text: str
+    emotion: str
+    strength: float = 1.0  # of the acting
+
+
+@dataclass(frozen=True)
+class Names:
+    """The official names a corpus has to give: speakers, how many sentences and takes, and the sound's format."""
+
+    speakers: tuple[str, ...]
+    sentences: int
+    takes: int
+    language: str
+    sample_rate: int  # Hz
+
+
+NAMES = {
+    "savee": Names(("DC", "JE", "JK", "KL"), 15, 1, "English (Great Britain)", 44_100),
+    "emodb": Names(("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"), 10, 6, "German", 16_000),
+    "crema_d": Names(tuple(str(actor) for actor in range(1001, 1092)), 12, 4, "English (America)", 16_000),
+}
+
+
+def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress: bool = True) -> None:
+    """Speak a synthetic corpus into a folder, under the real one's file names and layout.
+
+    A folder that holds it already, made with the same settings, is left as it is. A clip depends on its name and on the
+    seed alone: not on the other clips, nor on the order in which they are made.
+
+    Args:
+        name: 'savee', 'emodb' or 'crema_d'.
+        folder: appears when all clips are in it; its parents are made.
+        settings: number of speakers, sentences, takes, and the seed.
+        progress: show a bar.
+
+    Raises:
+        SamsgError: no such corpus; more speakers, sentences or takes than it has names for; a folder that holds something
+            else; praat-parselmouth is not installed.
+    """
+    if name not in NAMES:
+        raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, NAMES)}")
+    for what in ("speakers", "sentences", "takes"):
+        asked, known = getattr(settings, what), getattr(NAMES[name], what)
+        known = known if isinstance(known, int) else len(known)
+        if asked > known:
+            raise SamsgError(f"The embedded {name} was asked for {asked} {what}; its file names allow {known} at most.")
+    folder = Path(folder)
+    made_with = json.dumps({"corpus": name, "recipe": RECIPE, **settings.model_dump()}, sort_keys=True)
+    if _is_written(folder, made_with):
+        return
+    parselmouth = _parselmouth()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        partial = Path(scratch) / folder.name
+        clips = list(_clips(name, settings))
+        for clip in tqdm(clips, desc=f"speaking {name}", unit="clip", disable=not progress):
+            path = partial / clip.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sound = _speak(parselmouth, name, clip, settings.seed)
+            soundfile.write(path, sound, NAMES[name].sample_rate, subtype="PCM_16")
+        (partial / NOTE).write_text(
+            f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
+            f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n{made_with}\n",
+            encoding="utf-8",
+        )
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster
+            if not _is_written(folder, made_with):
+                raise
+
+
+def _is_written(folder: Path, made_with: str) -> bool:
+    """Whether the folder holds just this corpus; False where there is nothing.
+
+    Raises:
+        SamsgError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    note = folder / NOTE
+    found = note.read_text(encoding="utf-8").splitlines()[-1:] if note.is_file() else ["files that are not synthetic"]
+    if found == [made_with]:
+        return True
+    raise SamsgError(
+        f"An embedded corpus was to be written to {folder} with {made_with}, but there is {''.join(found)} already. "
+        "Remove that folder, or name another."
+    )
+
+
+def _parselmouth() -> Any:
+    try:
+        import parselmouth
+        import parselmouth.praat
+    except ImportError as error:
+        raise SamsgError(
+            "The embedded corpora are spoken by praat-parselmouth, which is not installed. Install the extra "
+            "'synthetic': pip install -e '.[synthetic]', or pip install praat-parselmouth."
+        ) from error
+    return parselmouth
+
+
+def _clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
+    for speaker in NAMES[name].speakers[: settings.speakers]:
+        if name == "savee":
+            yield from _savee_clips(speaker, settings)
+        elif name == "emodb":
+            letters = dict(W="anger", L="boredom", E="disgust", A="fear", F="happiness", T="sadness", N="neutral")
+            for sentence, text in list(EMODB_SENTENCES.items())[: settings.sentences]:
+                for letter, emotion in letters.items():
+                    for take in "abcdef"[: settings.takes]:
+                        path, male = f"wav/{speaker}{sentence}{letter}{take}.wav", speaker in "03 10 11 12 15"
+                        yield Clip(path, speaker, male, text, emotion)
+        else:
+            codes = dict(ANG="anger", DIS="disgust", FEA="fear", HAP="happiness", NEU="neutral", SAD="sadness")
+            strengths = {"XX": 1.0, "LO": 0.6, "MD": 1.0, "HI": 1.4}
+            for sentence, text in list(CREMA_D_SENTENCES.items())[: settings.sentences]:
+                for code, emotion in codes.items():
+                    for level, strength in list(strengths.items())[: settings.takes]:
+                        path, male = f"AudioWAV/{speaker}_{sentence}_{code}_{level}.wav", int(speaker) % 2 == 1
+                        yield Clip(path, speaker, male, text, emotion, strength)
+
+
+def _savee_clips(speaker: str, settings: SyntheticSettings) -> Iterator[Clip]:
+    codes = dict(a="anger", d="disgust", f="fear", h="happiness", sa="sadness", su="surprise", n="neutral")
+    for row, (code, emotion) in enumerate(codes.items()):
+        # Neutral, the last row, has twice as many sentences, as in SAVEE: it goes on into the rows after it.
+        for number in range(1, settings.sentences * (2 if code == "n" else 1) + 1):
+            shift, opening = divmod(number - 4, len(SAVEE_OPENINGS))
+            ending = (opening + row + shift) % len(SAVEE_ENDINGS)
+            text = SAVEE_COMMON[number - 1] if number <= 3 else f"{SAVEE_OPENINGS[opening]} {SAVEE_ENDINGS[ending]}"
+            yield Clip(f"AudioData/{speaker}/{code}{number:02d}.wav", speaker, True, text, emotion)
+
+
+def _random(seed: int, *key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
+
+
+def _acting(name: str, clip: Clip, seed: int, random: np.random.Generator) -> dict[str, float]:
+    """The clip's cues: its emotion's, as this speaker acts it, as it came out this time."""
+    style = STYLE * _random(seed, name, clip.speaker, clip.emotion).standard_normal(len(CUES))
+    strength = clip.strength * random.normal(1.0, 0.25)
+    cues = strength * np.array(EMOTIONS[clip.emotion]) + SPREAD * (style + random.standard_normal(len(CUES)))
+    return dict(zip(CUES, cues.tolist(), strict=True))
+
+
+def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
+    """One clip: (samples,), within -1 to 1, at the corpus' sample rate."""
+    voice, random = _random(seed, name, clip.speaker), _random(seed, name, clip.path)
+    acting = _acting(name, clip, seed, random)
+    variant = VOICES[NAMES[name].speakers.index(clip.speaker) % len(VOICES)]
+    pitch = voice.normal(112 if clip.male else 200, 12)  # Hz
+    tract = voice.normal(1.0 if clip.male else 1.17, 0.03)  # formants, relative to eSpeak's
+    words_a_minute = voice.normal(170, 8) * 2 ** acting["rate"] / tract
+    tilt = voice.normal(0.0, 0.7) + acting["tilt"]  # dB an octave
+
+    call = parselmouth.praat.call
+    synthesizer = call("Create SpeechSynthesizer", NAMES[name].language, variant)
+    source_pitch = 1.0 if clip.male else 2.0  # near the pitch wanted, where overlap-add sounds best
+    pause = max(0.01, acting["pause"])  # s, between words
+    call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, words_a_minute, "IPA")
+    # eSpeak's pauses at commas and at the end depend on what was spoken before: drop them.
+    spoken = call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
+    spoken = spoken[0] if isinstance(spoken, list) else spoken
+    # Played at another rate, the formants move; rate and pitch above and below make up for the rest.
+    sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), SOURCE_RATE * tract)
+
+    manipulation = call(sound, "To Manipulation", 0.01, 60, 400)
+    tier = call(manipulation, "Extract pitch tier")
+    points = call(call(tier, "Down to TableOfReal", "Hertz"), "To Matrix").values  # (points, 2): s, Hz
+    times, semitones = points[:, 0], 12 * np.log2(points[:, 1] / np.median(points[:, 1]))
+    semitones = semitones * 2 ** acting["range"] + acting["pitch"] + acting["slope"] * (times / sound.duration - 0.5)
+    semitones += max(0, acting["tremor"]) * np.sin(2 * np.pi * (6.0 * times + random.random()))
+    semitones += max(0.03, acting["jitter"]) * random.standard_normal(len(times))
+    call(tier, "Remove points between", 0, sound.duration)
+    for time, hertz in zip(times.tolist(), np.clip(pitch * 2 ** (semitones / 12), 50, 700).tolist(), strict=True):
+        call(tier, "Add point", time, hertz)
+    call([manipulation, tier], "Replace pitch tier")
+    samples = call(manipulation, "Get resynthesis (overlap-add)").values[0]
+
+    # Tilt and change of sample rate, both on the spectrum.
+    n = fft.next_fast_len(len(samples), real=True)
+    octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / (SOURCE_RATE * tract)), 100, 8000) / 500)
+    n_out = round(n * NAMES[name].sample_rate / (SOURCE_RATE * tract))
+    samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
+    samples *= 10 ** ((acting["loudness"] - 27) / 20) / samples.std()
+    # A quiet room, before, during and after.
+    before, after = random.uniform(0.1, 0.3, 2) * NAMES[name].sample_rate
+    samples = np.pad(samples, (int(before), int(after)))
+    room = signal.lfilter([1.0], [1.0, -0.9], random.standard_normal(len(samples)))
+    samples += 10 ** (random.normal(-66, 2) / 20) * room / room.std()
+    return samples * min(1.0, 0.95 / np.abs(samples).max())

@@ -1,0 +1,385 @@
+"""Figures 4 and 5 of the paper, and the pictures that the notebooks show (Section IV-C).
+
+Functions without an ``ax`` return a whole figure; those with one draw on it. Each takes a note, such as 'synthetic
+speech', and shows it. Sizes are those of print: 7.16 inches is the width of a two-column page, and no text is below
+7 points. Spectrograms are (128, T) with the lowest band first.
+"""
+
+from __future__ import annotations
+
+import io
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from samsg.report import metrics, write_whole
+from samsg.settings import SamsgError
+
+WIDTH = 7.16  # inches, both columns of a page
+COLUMN = 3.5  # inches, one column
+SMALL, MEDIUM = 7, 8  # points
+# Okabe & Ito (2008), told apart under every common kind of colour blindness.
+EMOTIONS = {
+    "anger": "#D55E00",
+    "boredom": "#F0E442",
+    "disgust": "#009E73",
+    "fear": "#CC79A7",
+    "happiness": "#E69F00",
+    "neutral": "#999999",
+    "sadness": "#0072B2",
+    "surprise": "#56B4E9",
+}
+FURTHER = ("#332288", "#117733", "#882255", "#8C510A", "#DDCC77", "#AA4499")  # mostly Tol's 'muted'
+PARTS = {"train": "#0072B2", "validation": "#009E73", "test": "#D55E00"}
+STAGES = {"baseline": "DeiT", "samsg": "SAMSG"}
+MEL_TICKS = (125, 250, 500, 1000, 2000, 4000, 8000)  # Hz
+
+
+def palette(classes: Sequence[str]) -> dict[str, str]:
+    """A colour a class: fixed for the corpora's emotions, for other names by their alphabetical order."""
+    others = sorted(set(classes) - set(EMOTIONS))
+    further = [*FURTHER, *sns.husl_palette(max(len(others) - len(FURTHER), 0), l=0.4).as_hex()]
+    return {name: EMOTIONS[name] if name in EMOTIONS else further[others.index(name)] for name in classes}
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float], note: str, **sharing: str) -> tuple[Figure, np.ndarray]:
+    """An empty figure with its note, unknown to pyplot, so that Jupyter shows it once: where it is returned."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **sharing)
+    plt.close(figure)
+    if note:
+        figure.suptitle(note[0].upper() + note[1:], fontsize=MEDIUM, style="italic", color=EMOTIONS["anger"])
+    return figure, axes
+
+
+def _settled(figure: Figure) -> Figure:
+    """The figure with its layout computed and fixed: each drawing would move it on a little otherwise."""
+    if figure.get_layout_engine() is not None:
+        for _ in range(2):
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return figure
+
+
+def _label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+    ax.set_xlabel(x, fontsize=SMALL)
+    ax.set_ylabel(y, fontsize=SMALL)
+    if title:
+        ax.set_title(title, fontsize=MEDIUM)
+    ax.tick_params(labelsize=SMALL, length=2, pad=2)
+
+
+def _note_on(ax: Axes, note: str) -> None:
+    if note:
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
+        style = {"fontsize": SMALL, "style": "italic", "color": EMOTIONS["anger"], "bbox": box, "zorder": 5}
+        ax.text(0.99, 0.96, note[0].upper() + note[1:], transform=ax.transAxes, ha="right", va="top", **style)
+
+
+def _curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Sequence[str], y: str) -> None:
+    """One line a part: the mean over histories, in a band from the lowest to the highest."""
+    table = pd.concat(histories, ignore_index=True)
+    missing = [f"{part}_{measure}" for part in parts if f"{part}_{measure}" not in table]
+    if missing or "epoch" not in table:
+        raise SamsgError(f"A history needs epoch and {', '.join(missing)}; found {', '.join(table.columns)}.")
+    for part in parts:
+        style = {"color": PARTS[part], "label": part, "linestyle": "-" if part == "train" else "--", "linewidth": 1.2}
+        marker = {"marker": "o", "markersize": 3} if table["epoch"].nunique() < 12 else {}
+        # ("pi", 100) is the range of all values.
+        sns.lineplot(table, x="epoch", y=f"{part}_{measure}", errorbar=("pi", 100), ax=ax, legend=False, **style, **marker)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.3, linewidth=0.5)
+    _label(ax, "Epoch", y)
+
+
+def loss_curves(
+    histories: Mapping[str, Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]]],
+    titles: Mapping[str, str] | None = None,
+    note: str = "",
+) -> Figure:
+    """Figure 4: train and test loss of DeiT (above) and with SAMSG (below), one column a corpus.
+
+    The two panels of a corpus share their y axis: they are what is compared.
+
+    Args:
+        histories: corpus -> 'baseline' and 'samsg' -> history, or one a seed: mean, and a band from least to most.
+        titles: corpus -> its name.
+        note: what must be said of the data.
+
+    Raises:
+        SamsgError: a corpus lacks one of the two, or a history lacks a column.
+    """
+    figure, axes = _panels(2, len(histories), (max(COLUMN, WIDTH / 3 * len(histories)), 4.2), note, sharey="col")
+    seeds = 1
+    for column, (corpus, stages) in enumerate(histories.items()):
+        for row, (stage, method) in enumerate(STAGES.items()):
+            if stage not in stages:
+                raise SamsgError(f"Figure 4 needs the histories 'baseline' and 'samsg'; '{corpus}' has no '{stage}'.")
+            runs = [stages[stage]] if isinstance(stages[stage], pd.DataFrame) else list(stages[stage])
+            seeds = max(seeds, len(runs))
+            ax = axes[row, column]
+            _curves(ax, runs, "loss", ("train", "test"), "" if column else "Cross-entropy loss")
+            letter = string.ascii_lowercase[row * len(histories) + column]
+            ax.set_title(f"({letter}) {method}, {(titles or {}).get(corpus, corpus)}", fontsize=MEDIUM)
+            ax.set_ylim(bottom=0)
+    title = f"line: mean of {seeds} seeds; band: their range" if seeds > 1 else None
+    lines = axes[0, 0].get_lines()
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=SMALL, title=title, title_fontsize=SMALL)
+    return _settled(figure)
+
+
+def _draw_confusion(ax: Axes, predictions: pd.DataFrame, classes: Sequence[str], title: str) -> None:
+    counts = metrics.confusion_matrix(predictions["emotion"], predictions["predicted"], classes)
+    share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
+    sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
+    _label(ax, "Predicted emotion", "True emotion", title)
+    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="y", rotation=0)
+
+
+def confusion_matrices(
+    predictions: Mapping[str, pd.DataFrame],
+    classes: Mapping[str, Sequence[str]],
+    titles: Mapping[str, str] | None = None,
+    note: str = "",
+) -> Figure:
+    """Figure 5: one confusion matrix a corpus, three in a row. Numbers are clips, colour is the share of the row.
+
+    Args:
+        predictions: corpus -> predictions of one part; those of several seeds are counted together.
+        classes: corpus -> its classes, in the order of rows and columns.
+        titles: corpus -> its name.
+        note: what must be said of the data.
+    """
+    columns = min(3, len(predictions))
+    rows = -(-len(predictions) // columns)
+    size = (WIDTH if columns == 3 else COLUMN * columns, (3.0 if columns == 3 else 3.6) * rows)
+    figure, axes = _panels(rows, columns, size, note)
+    seeds = 1
+    for index, (corpus, table) in enumerate(predictions.items()):
+        letter = f"({string.ascii_lowercase[index]}) " if len(predictions) > 1 else ""
+        title = f"{letter}{(titles or {}).get(corpus, corpus)}"
+        _draw_confusion(axes.flat[index], table, classes[corpus], title)
+        if index % columns:
+            axes.flat[index].set_ylabel("")
+        seeds = max(seeds, table["seed"].nunique() if "seed" in table else 1)
+    for ax in axes.flat[len(predictions) :]:
+        ax.remove()
+    bar = figure.colorbar(axes.flat[0].collections[0], ax=figure.axes, location="bottom", fraction=0.03, aspect=40, pad=0.02)
+    counted = f"; numbers: clips, {seeds} seeds together" if seeds > 1 else "; numbers: clips"
+    bar.set_label(f"Colour: share of the true emotion's clips{counted}", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+    return _settled(figure)
+
+
+def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str], title: str = "", note: str = "") -> Figure:
+    """One confusion matrix, a column wide; arguments as ``confusion_matrices``."""
+    return confusion_matrices({"": predictions}, {"": classes}, {"": title}, note)
+
+
+def learning(history: pd.DataFrame | Sequence[pd.DataFrame], title: str = "", note: str = "") -> Figure:
+    """Loss and accuracy of one stage over its epochs, and the reconstruction loss if it has one (stage ii).
+
+    Args:
+        history: one row an epoch, or such tables of several seeds.
+        title: above the panels.
+        note: what must be said of the data.
+
+    Raises:
+        SamsgError: the history lacks a column.
+    """
+    runs = [history] if isinstance(history, pd.DataFrame) else list(history)
+    panels = [
+        ("loss", ("train", "validation", "test"), "Cross-entropy loss"),
+        ("accuracy", ("validation", "test"), "Accuracy"),
+        ("reconstruction", ("train", "validation"), "Reconstruction loss (MSE)"),
+    ]
+    panels = panels if "train_reconstruction" in runs[0] else panels[:2]
+    figure, axes = _panels(1, len(panels), (WIDTH, 2.5), note)
+    for ax, (measure, parts, y) in zip(axes[0], panels, strict=True):
+        _curves(ax, runs, measure, parts, y)
+        ax.set_ylim(0, 1 if measure == "accuracy" else None)
+    axes[0, 0].set_title(title, fontsize=MEDIUM, loc="left")
+    figure.legend(handles=axes[0, 0].get_lines(), loc="outside lower center", ncols=3, fontsize=SMALL)
+    return _settled(figure)
+
+
+def masked_share(frame: pd.DataFrame, note: str = "") -> Figure:
+    """How much of each clip is masked, by emotion: a box (quartiles) and the clips as points.
+
+    Args:
+        frame: columns emotion and share (of masked patches, 0 to 1), one row a clip or view.
+        note: what must be said of the data.
+    """
+    classes = sorted(frame["emotion"].unique())
+    percent = [100 * frame.loc[frame["emotion"] == name, "share"] for name in classes]
+    figure, axes = _panels(1, 1, (COLUMN, 2.8), note)
+    ax, random = axes[0, 0], np.random.default_rng(0)
+    # Matplotlib's own boxes: seaborn 0.13's warn with matplotlib 3.11 and end with 3.13; its points differ each time.
+    style = {"widths": 0.6, "showfliers": False, "patch_artist": True, "medianprops": {"color": "black"}}
+    boxes = ax.boxplot(percent, tick_labels=classes, **style)["boxes"]
+    for place, (name, values, box) in enumerate(zip(classes, percent, boxes, strict=True), start=1):
+        box.set_facecolor(palette(classes)[name])
+        aside = place + random.uniform(-0.15, 0.15, len(values))
+        ax.scatter(aside, values, 3, "black", alpha=0.35, linewidths=0, zorder=3, rasterized=True)
+    _label(ax, "", "Masked patches (%)")
+    ax.tick_params(axis="x", rotation=45)
+    return _settled(figure)
+
+
+def spread_patches(values: np.ndarray, shape: tuple[int, int], patch: int = 16, stride: int = 10) -> np.ndarray:
+    """Patches laid out on the cells they cover: (12, 99) -> (128, 1001), nan beyond the last patch.
+
+    Patch i covers cells 10 i to 10 i + 15. Where patches overlap the largest value stands, as in masking, where a
+    cell is masked when any masked patch covers it.
+
+    Raises:
+        SamsgError: the patches do not fit into the shape.
+    """
+    values = np.asarray(values, dtype=float)
+    ends = [stride * (count - 1) + patch for count in values.shape]
+    if len(ends) != 2 or any(end > size for end, size in zip(ends, shape, strict=True)):
+        raise SamsgError(
+            f"Patches {values.shape} of {patch} cells, {stride} apart, do not fit into a spectrogram {tuple(shape)}; "
+            "give the patch and stride of the model that they come from."
+        )
+    cells = np.full(shape, np.nan)
+    for (row, column), value in np.ndenumerate(values):
+        area = cells[stride * row : stride * row + patch, stride * column : stride * column + patch]
+        np.fmax(area, value, out=area)
+    return cells
+
+
+def _seconds(hop: int, sample_rate: int, columns: int) -> tuple[float, float]:
+    """Left and right edge of a spectrogram: frame j is centred at j * hop / sample_rate."""
+    return -0.5 * hop / sample_rate, (columns - 0.5) * hop / sample_rate
+
+
+def _picture(ax: Axes, cells: np.ndarray, hop: int, sample_rate: int, **style: object) -> None:
+    extent = (*_seconds(hop, sample_rate, cells.shape[1]), -0.5, cells.shape[0] - 0.5)
+    ax.imshow(cells, origin="lower", aspect="auto", extent=extent, interpolation="none", **style)
+
+
+def spectrogram(
+    ax: Axes,
+    log_mel: np.ndarray,
+    hop: int,
+    sample_rate: int,
+    title: str = "",
+    note: str = "",
+    cmap: str = "magma",
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A log-mel spectrogram in seconds and Hz.
+
+    Args:
+        ax: where to draw.
+        log_mel: (bands, frames), lowest band first, on the HTK mel scale (Eq. 2) from 0 to half the sample rate.
+        hop: samples between frames.
+        sample_rate: Hz.
+        title: above the picture.
+        note: what must be said of the data.
+        cmap: colours.
+        limits: values of the darkest and the lightest colour; the spectrogram's own if None.
+
+    Raises:
+        SamsgError: the array is not two-dimensional.
+    """
+    cells = np.asarray(log_mel)
+    if cells.ndim != 2:
+        raise SamsgError(f"A spectrogram to draw has the shape (bands, frames); found {cells.shape}. Give one clip's.")
+    low, high = limits or (np.min(cells), np.max(cells))
+    _picture(ax, cells, hop, sample_rate, cmap=mpl.colormaps[cmap].with_extremes(bad="black"), vmin=low, vmax=high)
+    ticks = [frequency for frequency in MEL_TICKS if frequency < sample_rate / 2]
+    # Band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
+    mel = np.log10(1 + np.array([*ticks, sample_rate / 2]) / 700)
+    ax.set_yticks(mel[:-1] / mel[-1] * (len(cells) + 1) - 1, [f"{f // 1000}k" if f >= 1000 else str(f) for f in ticks])
+    _label(ax, "Time (s)", "Frequency (Hz)", title)
+    _note_on(ax, note)
+
+
+def overlay(
+    ax: Axes,
+    log_mel: np.ndarray,
+    heat: np.ndarray,
+    hop: int,
+    sample_rate: int,
+    patch: int = 16,
+    stride: int = 10,
+    title: str = "",
+    note: str = "",
+) -> None:
+    """Attention rollout (12, 99) laid over its spectrogram (128, 1001): grey below, the more attended the more colour.
+
+    Arguments as ``spectrogram`` and ``spread_patches``; heat has the largest value 1.
+    """
+    spectrogram(ax, log_mel, hop, sample_rate, title, note, cmap="gray")
+    cells = spread_patches(heat, np.shape(log_mel), patch, stride)
+    opacity = np.clip(np.nan_to_num(cells), 0, 1) * 0.85
+    _picture(ax, cells, hop, sample_rate, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
+
+
+def mask_outline(
+    ax: Axes, mask: np.ndarray, shape: tuple[int, int], hop: int, sample_rate: int, patch: int = 16, stride: int = 10
+) -> None:
+    """The outline of all masked cells, on a spectrogram of that shape: bool (12, 99) on (128, 1001)."""
+    covered = np.pad(spread_patches(mask, shape, patch, stride) > 0, 1)
+    left, right = _seconds(hop, sample_rate, shape[1])
+    x = np.linspace(left, right, shape[1] + 1)
+    upright = np.argwhere(covered[1:-1, 1:] != covered[1:-1, :-1])  # (row, edge)
+    level = np.argwhere(covered[1:, 1:-1] != covered[:-1, 1:-1])  # (edge, column)
+    lines = [((x[c], r - 0.5), (x[c], r + 0.5)) for r, c in upright]
+    lines += [((x[c], r - 0.5), (x[c + 1], r - 0.5)) for r, c in level]
+    ax.add_collection(LineCollection(lines, colors="#56B4E9", linewidths=1, capstyle="projecting"), autolim=False)
+
+
+def masked_spectrogram(
+    ax: Axes,
+    log_mel: np.ndarray,
+    mask: np.ndarray,
+    hop: int,
+    sample_rate: int,
+    patch: int = 16,
+    stride: int = 10,
+    title: str = "",
+    note: str = "",
+) -> None:
+    """The spectrogram with its masked cells black, in the colours of the whole one. Arguments as ``overlay``."""
+    cells = np.asarray(log_mel)
+    hidden = spread_patches(mask, cells.shape, patch, stride) > 0
+    limits = (float(cells.min()), float(cells.max()))
+    spectrogram(ax, np.ma.masked_array(cells, hidden), hop, sample_rate, title, note, limits=limits)
+
+
+def waveform(ax: Axes, samples: np.ndarray, sample_rate: int, title: str = "", note: str = "") -> None:
+    """A waveform (samples,) over seconds."""
+    samples = np.asarray(samples)
+    ax.plot(np.arange(len(samples)) / sample_rate, samples, linewidth=0.4, color=EMOTIONS["sadness"], rasterized=True)
+    ax.set_xlim(0, len(samples) / sample_rate)
+    _label(ax, "Time (s)", "Amplitude", title)
+    _note_on(ax, note)
+
+
+def save_figure(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
+    """Write <stem>.png (200 dots an inch) and <stem>.pdf, the same bytes for the same figure.
+
+    Returns:
+        'png' and 'pdf' -> the file.
+    """
+    files = {}
+    _settled(figure)
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        content = io.BytesIO()
+        with mpl.rc_context({"pdf.fonttype": 42}):  # fonts that journals accept
+            figure.savefig(content, format=kind, dpi=200, metadata=metadata)
+        files[kind] = write_whole(Path(folder) / f"{stem}.{kind}", content.getvalue())
+    return files

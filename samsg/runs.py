@@ -1,0 +1,235 @@
+"""Where results are kept: runs/<profile>/<corpus>/<protocol>/seed<k>/<stage>/, whole or not at all.
+
+A stage works in a folder named <stage>.partial, which is renamed when it is complete: what is named <stage> is whole.
+Beside its results it keeps the settings it was made with. The same settings again: nothing to do. Others: an error
+that shows the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest
+
+# The notebook that makes each stage, for messages.
+NOTEBOOKS = {
+    "waveforms": "01_data_preparation",
+    "spectrograms": "01_data_preparation",
+    "baseline": "02_baseline",
+    "rollout": "03_attention_rollout",
+    "masks": "04_masking",
+    "samsg": "05_self_supervised",
+    "probe": "06_linear_probe",
+}
+PACKAGES = ("torch", "torchaudio", "timm", "lightning-fabric", "numpy", "scikit-learn", "soundfile")
+
+
+def progress_bar(steps: Iterable[Any] | None, text: str, total: int, unit: str, done: int = 0) -> tqdm:
+    """A progress bar with the time left, in plain text on standard output: it reads well in JupyterLab, on a terminal
+    and in a kept notebook."""
+    return tqdm(steps, text, total, unit=unit, initial=done, file=sys.stdout, ascii=" =", ncols=100, mininterval=1.0)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Write a file under another name beside ``path`` and rename it when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, readable and in a fixed order."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _differences(found: Any, asked: Any, place: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        for key in sorted(found.keys() | asked.keys()):
+            yield from _differences(found.get(key), asked.get(key), f"{place}.{key}" if place else key)
+    elif found != asked:
+        yield f"{place} was {found!r} and is now {asked!r}"
+
+
+def finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a stage's folder is complete and was made with these settings.
+
+    Raises:
+        SamsgError: it is complete, but was made with others.
+    """
+    record = folder / "settings.json"
+    if not record.is_file():
+        return False
+    found = json.loads(record.read_text(encoding="utf-8"))
+    differences = list(_differences(found, json.loads(json.dumps(settings))))
+    if differences:
+        raise SamsgError(
+            f"{folder} was made with other settings: {'; '.join(differences)}. Give the changed profile a name of its "
+            f"own, or remove {folder} and what was made from it."
+        )
+    return True
+
+
+@contextmanager
+def stage(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Work on a stage in <folder>.partial and make it <folder> at the end.
+
+    A partial folder of an earlier, interrupted attempt with the same settings is handed on as it is, so that work can
+    go on from its last checkpoint; one with other settings is emptied.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    record = partial / "settings.json"
+    content = json.loads(json.dumps(settings))
+    if partial.exists() and not (record.is_file() and json.loads(record.read_text(encoding="utf-8")) == content):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(record, content)
+    yield partial
+    if folder.exists():  # only ever one without settings, so not a whole stage
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One corpus, protocol and seed under one profile."""
+
+    profile: Profile
+    corpus: str
+    protocol: str
+    seed: int
+
+    @property
+    def corpus_folder(self) -> Path:
+        """What all runs on the corpus share: waveforms and spectrograms."""
+        return home() / "runs" / self.profile.name / self.corpus
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's stages are kept."""
+        return self.corpus_folder / self.protocol / f"seed{self.seed}"
+
+    def stage_folder(self, name: str) -> Path:
+        """The folder of one stage."""
+        return (self.corpus_folder if name in ("waveforms", "spectrograms") else self.folder) / name
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings that decide a stage's result: its own, and those of every stage before it."""
+        profile = self.profile.model_dump(mode="json")
+        groups = ["audio"]
+        groups += [] if name == "waveforms" else ["views"]
+        if name in ("waveforms", "spectrograms"):
+            return {group: profile[group] for group in groups}
+        groups += ["model", "training"]
+        for stage_name, its in (("rollout", "rollout"), ("masks", "mask"), ("samsg", "samsg"), ("probe", "probe")):
+            if list(NOTEBOOKS).index(name) >= list(NOTEBOOKS).index(stage_name):
+                groups.append(its)
+        chosen = {group: profile[group] for group in groups}
+        return {**chosen, "protocol": self.protocol, "seed": self.seed}
+
+    def require(self, name: str) -> Path:
+        """The folder of a stage that must be there by now.
+
+        Raises:
+            SamsgError: it is not; the message names the notebook that makes it.
+        """
+        folder = self.stage_folder(name)
+        if not finished(folder, self.settings(name)):
+            raise SamsgError(
+                f"Stage '{name}' of {self.corpus} ({self.protocol}, seed {self.seed}) was looked for in {folder} and "
+                f"has not been run; notebook {NOTEBOOKS[name]}.ipynb makes it, with profile '{self.profile.name}'."
+            )
+        return folder
+
+    def make(self, name: str, work: Callable[[Path], None]) -> Path:
+        """Run a stage unless it is finished, and record what produced it.
+
+        Args:
+            name: of the stage.
+            work: does it, in the folder it is given.
+        """
+        folder = self.stage_folder(name)
+        if finished(folder, self.settings(name)):
+            return folder
+        started = time.perf_counter()
+        with stage(folder, self.settings(name)) as partial:
+            work(partial)
+        self._record(name, time.perf_counter() - started)
+        return folder
+
+    def _record(self, name: str, seconds: float) -> None:
+        path = (self.folder if self.stage_folder(name).parent == self.folder else self.corpus_folder) / "run.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record.setdefault("stages", {})[name] = {"seconds": round(seconds, 2), **provenance()}
+        record.update(profile=self.profile.model_dump(mode="json"), corpus=self.corpus)
+        if path.parent == self.folder:
+            record.update(protocol=self.protocol, seed=self.seed)
+        clips = self.stage_folder("waveforms") / "clips.csv"
+        if clips.is_file():
+            record["corpus_fingerprint"] = hashlib.sha256(clips.read_bytes()).hexdigest()
+        write_json(path, record)
+
+
+def open_run(profile: str | Profile = "demo", corpus: str = "emodb", protocol: str = "random", seed: int = 0) -> Run:
+    """One run, its names checked.
+
+    Raises:
+        SamsgError: an unknown profile, corpus or protocol, or a seed that is no whole number from 0.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    profile.corpus(corpus)
+    if protocol not in PROTOCOLS:
+        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(str(protocol), PROTOCOLS)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise SamsgError(f"A seed is a whole number from 0; got {seed!r}.")
+    return Run(profile, corpus, protocol, seed)
+
+
+def provenance() -> dict[str, Any]:
+    """Code revision, versions and machine: what produced a result."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "code": code_revision(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def code_revision() -> str:
+    """The commit that is checked out, with '+changes' where files differ from it; 'unknown' outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=12", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()

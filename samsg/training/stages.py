@@ -1,0 +1,244 @@
+"""The three stages of Fig. 1 and what lies between them, each kept in a folder of its run (Section III-D).
+
+prepare: sounds -> waveforms and spectrograms.  train_baseline: stage i, DeiT on emotions.  compute_rollout and
+compute_masks: what it relies on.  train_samsg: stage ii, emotion and reconstruction from masked spectrograms.
+train_probe: stage iii, the CLS token and one linear layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import nn
+
+from samsg.audio.store import WaveformStore, write_spectrograms, write_store
+from samsg.corpora.catalogue import GRAMMARS, emotions_of, read_corpus
+from samsg.corpora.splits import PARTS, split
+from samsg.method.deit import SpectrogramDeiT
+from samsg.method.masking import important_patches
+from samsg.method.rollout import attention_rollout
+from samsg.runs import Run, atomic, progress_bar
+from samsg.settings import REPOSITORY, StageSettings, TrainingSettings
+from samsg.training.loop import Examples, Losses, evaluate, fit, make_fabric
+
+# Distinguishes the stages' random numbers from each other under one seed.
+STAGE_KEYS = {"baseline": 1, "samsg": 2, "probe": 3}
+
+
+def read_manifest(run: Run) -> pd.DataFrame:
+    """The corpus' manifest, after speaking it first if it is one of the embedded ones.
+
+    Raises:
+        SamsgError: the corpus is not where it should be, or incomplete.
+    """
+    corpus, root = run.profile.corpus(run.corpus), run.profile.root(run.corpus)
+    reader = corpus.reader or run.corpus
+    if corpus.synthetic is not None:
+        from samsg.corpora.synthetic import write_corpus
+
+        write_corpus(reader, root, corpus.synthetic)
+    if reader in GRAMMARS:
+        return read_corpus(reader, root)
+    return read_corpus(str(REPOSITORY / reader), root if corpus.root else None)
+
+
+def prepare(run: Run) -> WaveformStore:
+    """Read every sound of the corpus once and compute the spectrograms of all views, unless that is done."""
+
+    def waveforms(folder: Path) -> None:
+        write_store(read_manifest(run), run.profile.root(run.corpus), folder, run.profile.audio)
+
+    def spectrograms(folder: Path) -> None:
+        write_spectrograms(store, folder, run.profile.audio, run.profile.views)
+
+    store = WaveformStore(run.make("waveforms", waveforms))
+    run.make("spectrograms", spectrograms)
+    return store
+
+
+def read_clips(run: Run) -> pd.DataFrame:
+    """The clips of the run's corpus with their part: the manifest of ``prepare``, split by protocol and seed."""
+    return split(WaveformStore(run.require("waveforms")).clips, run.protocol, run.seed)
+
+
+def read_examples(run: Run, masks: bool = False) -> Examples:
+    """The run's spectrograms, labels and parts, and its masks if asked for, as the training loop takes them."""
+    clips = read_clips(run)
+    emotions = emotions_of(clips)
+    return Examples(
+        spectrograms=np.load(run.require("spectrograms") / "views.npy", mmap_mode="r"),
+        labels=clips["emotion"].map(emotions.index).to_numpy(),
+        parts={part: np.flatnonzero(clips["part"] == part) for part in PARTS},
+        masks=np.load(run.require("masks") / "masks.npy", mmap_mode="r") if masks else None,
+    )
+
+
+def new_model(run: Run) -> SpectrogramDeiT:
+    """The run's model before training; random weights depend on the seed alone."""
+    torch.manual_seed(run.seed)
+    model, audio = run.profile.model, run.profile.audio
+    return SpectrogramDeiT(
+        n_classes=len(emotions_of(read_clips(run))),
+        size=model.size,
+        depth=model.depth,
+        n_mels=audio.n_mels,
+        n_frames=audio.n_frames,
+        patch=model.patch,
+        stride=model.stride,
+        weights=model.weights,
+    )
+
+
+def load_model(run: Run, stage: str) -> SpectrogramDeiT:
+    """The model that a stage left: of its best validation epoch.
+
+    Args:
+        stage: 'baseline', 'samsg' or 'probe'.
+    """
+    profile = run.profile.model_copy(update={"model": run.profile.model.model_copy(update={"weights": "random"})})
+    model = new_model(Run(profile, run.corpus, run.protocol, run.seed))
+    model.load_state_dict(load_file(run.require(stage) / "model.safetensors"))
+    return model.eval()
+
+
+def train_baseline(run: Run) -> Path:
+    """Stage i: DeiT on emotion labels, cross-entropy. Returns the stage's folder."""
+
+    def work(folder: Path) -> None:
+        _train(run, "baseline", folder, new_model(run), read_examples(run), Losses(), run.profile.training)
+
+    return run.make("baseline", work)
+
+
+def compute_rollout(run: Run) -> Path:
+    """The rollout of stage i's model on every view of the training clips and the clean view of the others.
+
+    Leaves heat.npy, float16 (V, N, 12, 99), NaN where nothing was computed. Returns the stage's folder.
+    """
+
+    def work(folder: Path) -> None:
+        examples, model = read_examples(run), load_model(run, "baseline")
+        rollout, training = run.profile.rollout, run.profile.training
+        fabric = make_fabric(training)
+        model = fabric.to_device(model)
+        shape = (*examples.spectrograms.shape[:2], *model.grid)
+        heat = np.full(shape, np.nan, dtype=np.float16)
+        held_out = np.concatenate([examples.parts["validation"], examples.parts["test"]])
+        wanted = [(view, clip) for view in range(shape[0]) for clip in examples.parts["train"]]
+        wanted += [(0, clip) for clip in held_out]
+        batch = training.evaluation_batch
+        for start in progress_bar(range(0, len(wanted), batch), "rollout", -(-len(wanted) // batch), "batch"):
+            views, clips = np.array(wanted[start : start + batch]).T
+            some = examples.batch(clips, views, fabric.device)
+            with fabric.autocast():
+                rolled = attention_rollout(model, some.spectrograms, rollout.alpha, rollout.order, rollout.token)
+            heat[views, clips] = rolled.float().cpu().numpy()
+        with atomic(folder / "heat.npy") as partial, partial.open("wb") as file:
+            np.save(file, heat)
+
+    return run.make("rollout", work)
+
+
+def compute_masks(run: Run) -> Path:
+    """Masks from rollouts. Leaves masks.npy, bool (V, N, 12, 99), and shares.csv: how much of each view is masked.
+
+    Returns the stage's folder.
+    """
+
+    def work(folder: Path) -> None:
+        heat = np.load(run.require("rollout") / "heat.npy")
+        known = ~np.isnan(heat[:, :, 0, 0])  # (V, N)
+        masks = np.zeros(heat.shape, dtype=bool)
+        if run.profile.mask.strategy == "rollout":
+            masks = important_patches(torch.from_numpy(heat), run.profile.mask.threshold).numpy()
+        with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
+            np.save(file, masks)
+        clips = read_clips(run)[["clip", "part", "emotion"]]
+        views = [
+            clips.assign(view=name, share=masks[view].mean((1, 2)))[known[view]]
+            for view, name in enumerate(run.profile.views.names)
+        ]
+        pd.concat(views).to_csv(folder / "shares.csv", index=False)
+
+    return run.make("masks", work)
+
+
+def train_samsg(run: Run) -> Path:
+    """Stage ii: from masked spectrograms, emotion (cross-entropy) and the masked patches (mean squared error).
+
+    Returns the stage's folder.
+    """
+
+    def work(folder: Path) -> None:
+        its = run.profile.samsg
+        model = load_model(run, "baseline") if its.start == "baseline" else new_model(run)
+        losses = Losses(
+            its.classification_weight,
+            its.reconstruction_weight,
+            masked=True,
+            evaluate_masked=its.evaluate_masked,
+            fill=run.profile.mask.fill,
+        )
+        _train(run, "samsg", folder, model, read_examples(run, masks=True), losses, _length(run, its))
+
+    return run.make("samsg", work)
+
+
+def train_probe(run: Run) -> Path:
+    """Stage iii: everything frozen but the CLS token and one linear layer. Returns the stage's folder."""
+
+    def work(folder: Path) -> None:
+        its = run.profile.probe
+        model = load_model(run, "samsg").requires_grad_(False)
+        if its.head == "new":
+            torch.manual_seed(run.seed)
+            nn.init.trunc_normal_(model.emotion_head.weight, std=0.02)
+            nn.init.zeros_(model.emotion_head.bias)
+        for trained in (model.vit.cls_token, *model.emotion_head.parameters()):
+            trained.requires_grad_(True)
+        _train(run, "probe", folder, model, read_examples(run), Losses(), _length(run, its))
+
+    return run.make("probe", work)
+
+
+def _length(run: Run, its: StageSettings) -> TrainingSettings:
+    changed = {name: value for name in ("epochs", "lr") if (value := getattr(its, name)) is not None}
+    return run.profile.training.model_copy(update=changed)
+
+
+def _train(
+    run: Run,
+    stage: str,
+    folder: Path,
+    model: SpectrogramDeiT,
+    examples: Examples,
+    losses: Losses,
+    training: TrainingSettings,
+) -> None:
+    """Train a stage and leave history.csv, model.safetensors and predictions.csv in its folder."""
+    fabric = make_fabric(training)
+    fit(fabric, model, examples, losses, training, folder, (run.seed, STAGE_KEYS[stage]), stage)
+    write_predictions(run, folder, fabric, model, examples, losses, training.evaluation_batch)
+
+
+def write_predictions(
+    run: Run, folder: Path, fabric: Fabric, model: nn.Module, examples: Examples, losses: Losses, batch: int
+) -> None:
+    """predictions.csv: clip, part, emotion, predicted, and a column p_<emotion> a class, for validation and test."""
+    clips = read_clips(run)
+    emotions = emotions_of(clips)
+    frames = []
+    model = fabric.setup_module(model)
+    for part in ("validation", "test"):
+        probabilities, _ = evaluate(fabric, model, examples, part, losses, batch)
+        frame = clips.iloc[examples.parts[part]][["clip", "part", "emotion"]].reset_index(drop=True)
+        frame["predicted"] = [emotions[index] for index in probabilities.argmax(1)]
+        columns = pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions]).round(6)
+        frames.append(frame.join(columns))
+    with atomic(folder / "predictions.csv") as partial:
+        pd.concat(frames).to_csv(partial, index=False)
