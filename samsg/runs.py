@@ -205,6 +205,37 @@ def open_run(profile: str | Profile = "demo", corpus: str = "emodb", protocol: s
     return Run(profile, corpus, protocol, seed)
 
 
+def finished_runs(
+    profile: Profile,
+    protocol: str = "random",
+    corpora: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    last: str = "probe",
+) -> dict[str, list[int]]:
+    """Corpus -> seeds whose last stage is finished.
+
+    What is asked for by name must be finished; of what is not, whatever is.
+
+    Raises:
+        SamsgError: a run that was asked for is not finished, or none is; the message names the notebook.
+    """
+    done: dict[str, list[int]] = {}
+    for corpus in corpora or profile.corpora:
+        for seed in seeds or profile.seeds:
+            run = open_run(profile, corpus, protocol, seed)
+            if corpora and seeds:
+                run.require(last)
+            if finished(run.stage_folder(last), run.settings(last)):
+                done.setdefault(corpus, []).append(seed)
+    if not done:
+        names = ", ".join(corpora or profile.corpora)
+        raise SamsgError(
+            f"No corpus of {names} is finished under profile '{profile.name}' and protocol '{protocol}'; notebooks "
+            f"01 to {NOTEBOOKS[last]}.ipynb make them one by one, 'samsg reproduce --profile {profile.name}' all."
+        )
+    return done
+
+
 def provenance() -> dict[str, Any]:
     """Code revision, versions and machine: what produced a result."""
     import torch
@@ -219,6 +250,13 @@ def provenance() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions() -> str:
+    """One line for the top of a notebook: the versions and the device that it runs on."""
+    record = provenance()
+    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"Python {record['python']}, {packages}; {record['device']}, {record['threads']} threads"
 
 
 def code_revision() -> str:

@@ -205,6 +205,17 @@ class Profile(Settings):
             raise SamsgError(f"Profile '{self.name}' has no corpus '{name}'; {nearest(name, self.corpora)}")
         return self.corpora[name]
 
+    def title(self, name: str) -> str:
+        """A corpus as tables and figures name it."""
+        return self.corpus(name).title or name
+
+    def note(self, name: str, protocol: str = "random") -> str:
+        """What every table and figure must say of a corpus; empty for the paper's corpora under the paper's split."""
+        corpus = self.corpus(name)
+        said = [corpus.note or ("synthetic speech" if corpus.synthetic else "")]
+        said += [f"split by {protocol}"] if protocol != "random" else []
+        return ", ".join(filter(None, said))
+
     def root(self, name: str) -> Path:
         """The folder of a corpus' sound files."""
         return home() / Path(self.corpus(name).root or f"data/{name}").expanduser()

@@ -83,7 +83,7 @@ GRAMMARS = {
 
 
 def parse_path(path: str, corpus: str) -> dict[str, str] | None:
-    """What a file's path says of it (clip, speaker, sentence, emotion), or None if it is not named as the corpus' files.
+    """What a file's path says of it (clip, speaker, sentence, emotion), or None if it is not named as the corpus names.
 
     Args:
         path: with forward slashes, relative to the corpus' folder.
@@ -181,7 +181,7 @@ def _read_csv(path: Path, root: str | Path | None) -> pd.DataFrame:
     root = Path(root) if root else path.parent
     manifest = pd.DataFrame({"clip": given["path"], "path": given["path"], "corpus": path.stem})
     for column in ("speaker", "sentence"):
-        manifest[column] = given[column] if column in given else ""
+        manifest[column] = given.get(column, "")
     manifest["emotion"] = given["emotion"]
     if manifest["emotion"].nunique() < 2:
         raise SamsgError(f"{path} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")

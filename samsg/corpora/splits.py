@@ -57,7 +57,7 @@ def folds(manifest: pd.DataFrame, protocol: str) -> int:
 def _by_chance(emotions: pd.Series, seed: int) -> np.ndarray:
     held_out = max(math.ceil(HELD_OUT * len(emotions)), emotions.nunique())
     rest, test = train_test_split(np.arange(len(emotions)), test_size=held_out, stratify=emotions, random_state=seed)
-    train, validation = train_test_split(rest, test_size=held_out, stratify=emotions.iloc[rest], random_state=seed)
+    _, validation = train_test_split(rest, test_size=held_out, stratify=emotions.iloc[rest], random_state=seed)
     return _parts(len(emotions), validation, test)
 
 
@@ -66,7 +66,7 @@ def _by_group(emotions: pd.Series, groups: pd.Series, protocol: str, seed: int) 
     if n_groups < len(PARTS) or (groups == "").any():
         raise SamsgError(
             f"Protocol '{protocol}' needs a {protocol} for every clip and 3 of them at least; found {n_groups}"
-            f"{' and clips without one' if (groups == '').any() else ''}. Use protocol 'random', or complete the manifest."
+            f"{' and clips without one' if (groups == '').any() else ''}. Use 'random', or complete the manifest."
         )
     k = min(n_groups, MOST_FOLDS)
     deal, fold = divmod(seed, k)

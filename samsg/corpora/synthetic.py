@@ -11,6 +11,7 @@ This module alone imports praat-parselmouth, which is GPL-3.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import zlib
@@ -21,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from scipy import fft, signal
+from scipy import fft, ndimage, signal
 from tqdm.auto import tqdm
 
+from samsg.corpora.catalogue import GRAMMARS
 from samsg.settings import SamsgError, SyntheticSettings, nearest
 
 NOTE = "SYNTHETIC.txt"
@@ -31,22 +33,30 @@ RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
 
 # eSpeak's voices without flutter and roughness: theirs is the only sound that does not depend on what was spoken before.
-VOICES = ("Denis", "Michel", "Storm")
+VOICES = ("Denis", "Michel")
+
+# Gives a pitch tier the values of a Sound: one call instead of one a point.
+SET_PITCH = """
+values = selected ("Sound")
+tier = selected ("PitchTier")
+selectObject: tier
+Formula: "object [values, 1, col]"
+"""
 
 # How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
-CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor")
-#               st  octaves   st  octaves   s   dB/oct   dB       st       st
+CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor", "breath")
+#               st  octaves   st  octaves   s   dB/oct   dB       st       st    of the voice
 EMOTIONS = {
-    "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 2.0, 6.0, 0.25, 0.0),
-    "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -0.5, -3.0, 0.0, 0.0),
-    "disgust": (-1.0, 0.20, -2.0, -0.15, 0.03, 1.0, 0.0, 0.35, 0.0),
-    "fear": (5.0, -0.20, 1.0, 0.20, 0.02, -0.5, 0.0, 0.15, 0.8),
-    "happiness": (4.0, 0.80, 1.5, 0.08, 0.00, 1.0, 3.0, 0.0, 0.0),
+    "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 3.0, 6.0, 0.30, 0.0, 0.00),
+    "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -1.0, -3.0, 0.0, 0.0, 0.03),
+    "disgust": (-1.0, 0.20, -2.0, -0.15, 0.03, 1.0, 0.0, 0.40, 0.0, 0.00),
+    "fear": (5.0, -0.20, 1.0, 0.20, 0.02, -1.0, 0.0, 0.15, 0.8, 0.12),
+    "happiness": (4.0, 0.80, 1.5, 0.08, 0.00, 1.5, 3.0, 0.0, 0.0, 0.00),
     "neutral": (0.0,) * len(CUES),
-    "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.0, -5.0, 0.0, 0.3),
-    "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0),
+    "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.5, -5.0, 0.0, 0.3, 0.08),
+    "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0, 0.04),
 }
-SPREAD = np.array([1.5, 0.30, 1.2, 0.08, 0.012, 0.8, 2.0, 0.06, 0.12])
+SPREAD = np.array([1.0, 0.20, 0.8, 0.06, 0.010, 0.6, 1.5, 0.06, 0.12, 0.02])
 STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
 
 EMODB_SENTENCES = {
@@ -113,33 +123,54 @@ SAVEE_ENDINGS = (
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One recording to be made: where it goes, who speaks, what, and how."""
-
-    path: str
-    speaker: str
-    male: bool
-    text: str
-    emotion: str
-    strength: float = 1.0  # of the acting
-
-
-@dataclass(frozen=True)
 class Names:
-    """The official names a corpus has to give: speakers, how many sentences and takes, and the sound's format."""
+    """What a corpus' file names allow, and how it sounds.
+
+    Attributes:
+        speakers: the official ones, in order.
+        male: those of them that are men.
+        sentences: at most.
+        takes: at most, of a sentence by a speaker in an emotion.
+        language: as eSpeak names it.
+        words_a_minute: eSpeak's, for clips about as long as the real ones.
+        sample_rate: Hz.
+    """
 
     speakers: tuple[str, ...]
+    male: tuple[str, ...]
     sentences: int
     takes: int
     language: str
-    sample_rate: int  # Hz
+    words_a_minute: float
+    sample_rate: int
 
 
+ACTORS = tuple(str(actor) for actor in range(1001, 1092))
 NAMES = {
-    "savee": Names(("DC", "JE", "JK", "KL"), 15, 1, "English (Great Britain)", 44_100),
-    "emodb": Names(("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"), 10, 6, "German", 16_000),
-    "crema_d": Names(tuple(str(actor) for actor in range(1001, 1092)), 12, 4, "English (America)", 16_000),
+    "savee": Names(("DC", "JE", "JK", "KL"), ("DC", "JE", "JK", "KL"), 15, 1, "English (Great Britain)", 175, 44_100),
+    "emodb": Names(
+        ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"),
+        ("03", "10", "11", "12", "15"),
+        10,
+        6,
+        "German",
+        210,
+        16_000,
+    ),
+    "crema_d": Names(ACTORS, ACTORS[::2], 12, 4, "English (America)", 155, 16_000),
 }
+STRENGTHS = {"XX": 1.0, "LO": 0.6, "MD": 1.0, "HI": 1.4}  # of CREMA-D's levels; each take has its own
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording to be made: where it goes, who speaks, what, and how strongly acted."""
+
+    path: str
+    speaker: str
+    text: str
+    emotion: str
+    strength: float = 1.0
 
 
 def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress: bool = True) -> None:
@@ -222,35 +253,30 @@ def _parselmouth() -> Any:
 
 
 def _clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
-    for speaker in NAMES[name].speakers[: settings.speakers]:
+    speakers, codes = NAMES[name].speakers[: settings.speakers], GRAMMARS[name].emotions
+    for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
         if name == "savee":
-            yield from _savee_clips(speaker, settings)
+            # Neutral has twice as many sentences as the others.
+            for number in range(1, settings.sentences * (2 if emotion == "neutral" else 1) + 1):
+                path = f"AudioData/{speaker}/{code}{number:02d}.wav"
+                yield Clip(path, speaker, _savee_sentence(number, row), emotion)
         elif name == "emodb":
-            letters = dict(W="anger", L="boredom", E="disgust", A="fear", F="happiness", T="sadness", N="neutral")
-            for sentence, text in list(EMODB_SENTENCES.items())[: settings.sentences]:
-                for letter, emotion in letters.items():
-                    for take in "abcdef"[: settings.takes]:
-                        path, male = f"wav/{speaker}{sentence}{letter}{take}.wav", speaker in "03 10 11 12 15"
-                        yield Clip(path, speaker, male, text, emotion)
+            for sentence, take in itertools.product(list(EMODB_SENTENCES)[: settings.sentences], range(settings.takes)):
+                path = f"wav/{speaker}{sentence}{code}{'abcdef'[take]}.wav"
+                yield Clip(path, speaker, EMODB_SENTENCES[sentence], emotion)
         else:
-            codes = dict(ANG="anger", DIS="disgust", FEA="fear", HAP="happiness", NEU="neutral", SAD="sadness")
-            strengths = {"XX": 1.0, "LO": 0.6, "MD": 1.0, "HI": 1.4}
-            for sentence, text in list(CREMA_D_SENTENCES.items())[: settings.sentences]:
-                for code, emotion in codes.items():
-                    for level, strength in list(strengths.items())[: settings.takes]:
-                        path, male = f"AudioWAV/{speaker}_{sentence}_{code}_{level}.wav", int(speaker) % 2 == 1
-                        yield Clip(path, speaker, male, text, emotion, strength)
+            levels = list(STRENGTHS)[: settings.takes]
+            for sentence, level in itertools.product(list(CREMA_D_SENTENCES)[: settings.sentences], levels):
+                path = f"AudioWAV/{speaker}_{sentence}_{code}_{level}.wav"
+                yield Clip(path, speaker, CREMA_D_SENTENCES[sentence], emotion, STRENGTHS[level])
 
 
-def _savee_clips(speaker: str, settings: SyntheticSettings) -> Iterator[Clip]:
-    codes = dict(a="anger", d="disgust", f="fear", h="happiness", sa="sadness", su="surprise", n="neutral")
-    for row, (code, emotion) in enumerate(codes.items()):
-        # Neutral, the last row, has twice as many sentences, as in SAVEE: it goes on into the rows after it.
-        for number in range(1, settings.sentences * (2 if code == "n" else 1) + 1):
-            shift, opening = divmod(number - 4, len(SAVEE_OPENINGS))
-            ending = (opening + row + shift) % len(SAVEE_ENDINGS)
-            text = SAVEE_COMMON[number - 1] if number <= 3 else f"{SAVEE_OPENINGS[opening]} {SAVEE_ENDINGS[ending]}"
-            yield Clip(f"AudioData/{speaker}/{code}{number:02d}.wav", speaker, True, text, emotion)
+def _savee_sentence(number: int, row: int) -> str:
+    """The text of a number, from 1, of the emotion in this row, from 0; rows of 12, and neutral's go on after the last."""
+    if number <= len(SAVEE_COMMON):
+        return SAVEE_COMMON[number - 1]
+    more, opening = divmod(number - len(SAVEE_COMMON) - 1, len(SAVEE_OPENINGS))
+    return f"{SAVEE_OPENINGS[opening]} {SAVEE_ENDINGS[(opening + row + 3 * more) % len(SAVEE_ENDINGS)]}"
 
 
 def _random(seed: int, *key: str) -> np.random.Generator:
@@ -260,54 +286,57 @@ def _random(seed: int, *key: str) -> np.random.Generator:
 def _acting(name: str, clip: Clip, seed: int, random: np.random.Generator) -> dict[str, float]:
     """The clip's cues: its emotion's, as this speaker acts it, as it came out this time."""
     style = STYLE * _random(seed, name, clip.speaker, clip.emotion).standard_normal(len(CUES))
-    strength = clip.strength * random.normal(1.0, 0.25)
+    strength = clip.strength * random.normal(1.0, 0.2)
     cues = strength * np.array(EMOTIONS[clip.emotion]) + SPREAD * (style + random.standard_normal(len(CUES)))
     return dict(zip(CUES, cues.tolist(), strict=True))
 
 
 def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
     """One clip: (samples,), within -1 to 1, at the corpus' sample rate."""
+    names, call = NAMES[name], parselmouth.praat.call
     voice, random = _random(seed, name, clip.speaker), _random(seed, name, clip.path)
     acting = _acting(name, clip, seed, random)
-    variant = VOICES[NAMES[name].speakers.index(clip.speaker) % len(VOICES)]
-    pitch = voice.normal(112 if clip.male else 200, 12)  # Hz
-    tract = voice.normal(1.0 if clip.male else 1.17, 0.03)  # formants, relative to eSpeak's
-    words_a_minute = voice.normal(170, 8) * 2 ** acting["rate"] / tract
-    tilt = voice.normal(0.0, 0.7) + acting["tilt"]  # dB an octave
+    male, variant = clip.speaker in names.male, VOICES[names.speakers.index(clip.speaker) % len(VOICES)]
+    pitch = voice.normal(112 if male else 200, 12)  # Hz
+    tract = voice.normal(1.0 if male else 1.17, 0.03)  # its formants, relative to eSpeak's
+    rate = voice.normal(names.words_a_minute, 8) * 2 ** acting["rate"]
+    tilt = voice.normal(0.0, 0.5) + acting["tilt"]  # dB an octave
 
-    call = parselmouth.praat.call
-    synthesizer = call("Create SpeechSynthesizer", NAMES[name].language, variant)
-    source_pitch = 1.0 if clip.male else 2.0  # near the pitch wanted, where overlap-add sounds best
+    synthesizer = call("Create SpeechSynthesizer", names.language, variant)
     pause = max(0.01, acting["pause"])  # s, between words
-    call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, words_a_minute, "IPA")
-    # eSpeak's pauses at commas and at the end depend on what was spoken before: drop them.
+    source_pitch = 1.0 if male else 2.0  # near the pitch wanted, where overlap-add sounds best
+    wpm = min(max(rate / tract, 80), 450)
+    call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, wpm, "IPA")
+    # eSpeak's pauses at commas and at the end are the one thing that depends on what was spoken before: drop them.
     spoken = call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
     spoken = spoken[0] if isinstance(spoken, list) else spoken
-    # Played at another rate, the formants move; rate and pitch above and below make up for the rest.
-    sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), SOURCE_RATE * tract)
+    # Played at another sample rate, the formants move; the rate above and the pitch below make up for the rest.
+    sound_rate = SOURCE_RATE * tract
+    sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), sound_rate)
 
-    manipulation = call(sound, "To Manipulation", 0.01, 60, 400)
+    manipulation = call(sound, "To Manipulation", 0.01, *((60, 250) if male else (100, 400)))
     tier = call(manipulation, "Extract pitch tier")
     points = call(call(tier, "Down to TableOfReal", "Hertz"), "To Matrix").values  # (points, 2): s, Hz
     times, semitones = points[:, 0], 12 * np.log2(points[:, 1] / np.median(points[:, 1]))
     semitones = semitones * 2 ** acting["range"] + acting["pitch"] + acting["slope"] * (times / sound.duration - 0.5)
-    semitones += max(0, acting["tremor"]) * np.sin(2 * np.pi * (6.0 * times + random.random()))
+    semitones += max(0.0, acting["tremor"]) * np.sin(2 * np.pi * (6 * times + random.random()))
     semitones += max(0.03, acting["jitter"]) * random.standard_normal(len(times))
-    call(tier, "Remove points between", 0, sound.duration)
-    for time, hertz in zip(times.tolist(), np.clip(pitch * 2 ** (semitones / 12), 50, 700).tolist(), strict=True):
-        call(tier, "Add point", time, hertz)
+    hertz = np.clip(pitch * 2 ** (semitones / 12), 50, 600)
+    parselmouth.praat.run([tier, parselmouth.Sound(hertz, 1.0)], SET_PITCH)
     call([manipulation, tier], "Replace pitch tier")
     samples = call(manipulation, "Get resynthesis (overlap-add)").values[0]
+    aspiration = np.diff(random.standard_normal(len(samples) + 1)) * ndimage.uniform_filter1d(np.abs(samples), 256)
+    samples = samples + max(0.0, acting["breath"]) * aspiration
 
-    # Tilt and change of sample rate, both on the spectrum.
+    # Tilt and change of sample rate, both on the spectrum. Fast lengths make the rate, and so the pitch, up to 0.5 % wrong.
     n = fft.next_fast_len(len(samples), real=True)
-    octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / (SOURCE_RATE * tract)), 100, 8000) / 500)
-    n_out = round(n * NAMES[name].sample_rate / (SOURCE_RATE * tract))
+    n_out = fft.next_fast_len(round(n * names.sample_rate / sound_rate), real=True)
+    octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / sound_rate), 100, 8000) / 500)
     samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
     samples *= 10 ** ((acting["loudness"] - 27) / 20) / samples.std()
     # A quiet room, before, during and after.
-    before, after = random.uniform(0.1, 0.3, 2) * NAMES[name].sample_rate
-    samples = np.pad(samples, (int(before), int(after)))
+    before, after = (random.uniform(0.1, 0.3, 2) * names.sample_rate).astype(int)
+    samples = np.pad(samples, (before, after))
     room = signal.lfilter([1.0], [1.0, -0.9], random.standard_normal(len(samples)))
     samples += 10 ** (random.normal(-66, 2) / 20) * room / room.std()
     return samples * min(1.0, 0.95 / np.abs(samples).max())

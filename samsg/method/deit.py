@@ -99,9 +99,6 @@ class SpectrogramDeiT(nn.Module):
         )
         self.emotion_head = nn.Linear(self.vit.embed_dim, n_classes)
         self.reconstruction_head = nn.Linear(self.vit.embed_dim, patch * patch)
-        for head in (self.emotion_head, self.reconstruction_head):
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
 
     def tokens(self, spectrogram: Tensor) -> Tensor:
         """All output tokens, CLS and DIST first: (B, 1, 128, 1001) -> (B, 1190, dim)."""

@@ -53,3 +53,14 @@ def reconstruction_loss(
     error = (reconstruction.float() - patchify(spectrogram, patch, stride)).square().mean(-1)  # (B, N)
     weight = mask.flatten(1).to(error.dtype)  # (B, N)
     return (error * weight).sum() / weight.sum().clamp(min=1)
+
+
+def assemble(patches: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:
+    """Lay patches out as spectrograms, the mean where they overlap: (B, 1188, 256) -> (B, 1, 128, 1001).
+
+    Cells beyond the last patch are 0.
+    """
+    columns = patches.transpose(1, 2)  # (B, 256, N)
+    total = F.fold(columns, size, patch, stride=stride)
+    count = F.fold(torch.ones_like(columns), size, patch, stride=stride)
+    return total / count.clamp(min=1)

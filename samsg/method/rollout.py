@@ -37,6 +37,22 @@ def _attention_inputs(blocks: list[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+def _blocks_and_inputs(model: nn.Module, spectrogram: Tensor) -> tuple[list[nn.Module], list[Tensor]]:
+    """The model's blocks, and what went into each one's attention (B, T, dim)."""
+    vit = model.vit if isinstance(model, SpectrogramDeiT) else model
+    blocks = list(getattr(vit, "blocks", []))
+    if not blocks or not all(hasattr(getattr(block, "attn", None), "qkv") for block in blocks):
+        raise SamsgError(f"Rollout needs a ViT whose blocks have attn.qkv, as timm's; got {type(vit).__name__}.")
+    training = model.training
+    model.eval()
+    try:
+        with _attention_inputs(blocks) as inputs:
+            vit.forward_features(spectrogram)
+    finally:
+        model.train(training)
+    return blocks, inputs
+
+
 def _queries_and_keys(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's queries (scaled) and keys, computed again from its input: (B, T, dim) -> 2 x (B, H, T, d)."""
     weight = attention.qkv.weight
@@ -58,6 +74,20 @@ def _row_times_attention(row: Tensor, attention: nn.Module, x: Tensor) -> Tensor
         weights = (q[:, :, queries] @ k).float().softmax(-1)  # (B, H, S, T)
         result += torch.einsum("bs,bhst->bt", row[:, queries], weights) / weights.shape[1]
     return result
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, spectrogram: Tensor) -> list[Tensor]:
+    """Each layer's attention, averaged over heads: (B, 1, 128, 1001) -> L x (B, 1190, 1190), the first layer first.
+
+    For looking at and for checking: ``rollout_row`` does without these maps. Errors as there.
+    """
+    blocks, inputs = _blocks_and_inputs(model, spectrogram)
+    maps = []
+    for block, x in zip(blocks, inputs, strict=True):
+        q, k = _queries_and_keys(block.attn, x)
+        maps.append((q @ k.transpose(-2, -1)).float().softmax(-1).mean(1))  # (B, T, T)
+    return maps
 
 
 @torch.no_grad()
@@ -83,17 +113,7 @@ def rollout_row(
     Raises:
         SamsgError: the model has no blocks of standard attention.
     """
-    vit = model.vit if isinstance(model, SpectrogramDeiT) else model
-    blocks = list(getattr(vit, "blocks", []))
-    if not blocks or not all(hasattr(getattr(block, "attn", None), "qkv") for block in blocks):
-        raise SamsgError(f"Rollout needs a ViT whose blocks have attn.qkv, as timm's; got {type(vit).__name__}.")
-    training = model.training
-    model.eval()
-    try:
-        with _attention_inputs(blocks) as inputs:
-            vit.forward_features(spectrogram)
-    finally:
-        model.train(training)
+    blocks, inputs = _blocks_and_inputs(model, spectrogram)
     pairs = list(zip(blocks, inputs, strict=True))[-layers if layers else None :]
     if order == "abnar":
         pairs.reverse()

@@ -7,8 +7,8 @@ speech', and shows it. Sizes are those of print: 7.16 inches is the width of a t
 
 from __future__ import annotations
 
-import io
 import string
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,13 +20,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from samsg.report import metrics, write_whole
+from samsg.report import metrics
+from samsg.runs import atomic
 from samsg.settings import SamsgError
 
+Array = np.ndarray
+CELLS = {"origin": "lower", "aspect": "auto", "interpolation": "none"}  # of spectrograms: one cell, one rectangle
 WIDTH = 7.16  # inches, both columns of a page
 COLUMN = 3.5  # inches, one column
 SMALL, MEDIUM = 7, 8  # points
+LEGEND = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
 # Okabe & Ito (2008), told apart under every common kind of colour blindness.
 EMOTIONS = {
     "anger": "#D55E00",
@@ -39,9 +44,9 @@ EMOTIONS = {
     "surprise": "#56B4E9",
 }
 FURTHER = ("#332288", "#117733", "#882255", "#8C510A", "#DDCC77", "#AA4499")  # mostly Tol's 'muted'
-PARTS = {"train": "#0072B2", "validation": "#009E73", "test": "#D55E00"}
+PARTS = {"train": ("#0072B2", "-"), "validation": ("#009E73", ":"), "test": ("#D55E00", "--")}  # colour, line
 STAGES = {"baseline": "DeiT", "samsg": "SAMSG"}
-MEL_TICKS = (125, 250, 500, 1000, 2000, 4000, 8000)  # Hz
+MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
 
 
 def palette(classes: Sequence[str]) -> dict[str, str]:
@@ -51,12 +56,16 @@ def palette(classes: Sequence[str]) -> dict[str, str]:
     return {name: EMOTIONS[name] if name in EMOTIONS else further[others.index(name)] for name in classes}
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], note: str, **sharing: str) -> tuple[Figure, np.ndarray]:
-    """An empty figure with its note, unknown to pyplot, so that Jupyter shows it once: where it is returned."""
+def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: str) -> tuple[Figure, Array]:
+    """An empty figure with its note, and its axes (rows, columns); size is in inches, sharing is sharex and sharey.
+
+    Pyplot does not know it, so that Jupyter shows it once: where it is returned.
+    """
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **sharing)
     plt.close(figure)
     if note:
-        figure.suptitle(note[0].upper() + note[1:], fontsize=MEDIUM, style="italic", color=EMOTIONS["anger"])
+        text = textwrap.fill(note[0].upper() + note[1:], int(16 * size[0]))
+        figure.suptitle(text, fontsize=MEDIUM, style="italic", color=EMOTIONS["anger"])
     return figure, axes
 
 
@@ -69,15 +78,12 @@ def _settled(figure: Figure) -> Figure:
     return figure
 
 
-def _label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+def _label(ax: Axes, x: str, y: str, title: str = "", note: str = "") -> None:
     ax.set_xlabel(x, fontsize=SMALL)
     ax.set_ylabel(y, fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL, length=2, pad=2)
     if title:
         ax.set_title(title, fontsize=MEDIUM)
-    ax.tick_params(labelsize=SMALL, length=2, pad=2)
-
-
-def _note_on(ax: Axes, note: str) -> None:
     if note:
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
         style = {"fontsize": SMALL, "style": "italic", "color": EMOTIONS["anger"], "bbox": box, "zorder": 5}
@@ -91,11 +97,13 @@ def _curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Se
     if missing or "epoch" not in table:
         raise SamsgError(f"A history needs epoch and {', '.join(missing)}; found {', '.join(table.columns)}.")
     for part in parts:
-        style = {"color": PARTS[part], "label": part, "linestyle": "-" if part == "train" else "--", "linewidth": 1.2}
-        marker = {"marker": "o", "markersize": 3} if table["epoch"].nunique() < 12 else {}
+        color, line = PARTS[part]
+        style = {"color": color, "linestyle": line, "linewidth": 1.2, "label": part, "legend": False}
+        if table["epoch"].nunique() < 12:
+            style |= {"marker": "o", "markersize": 3, "markeredgewidth": 0}
         # ("pi", 100) is the range of all values.
-        sns.lineplot(table, x="epoch", y=f"{part}_{measure}", errorbar=("pi", 100), ax=ax, legend=False, **style, **marker)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True, min_n_ticks=1))
+        sns.lineplot(table, x="epoch", y=f"{part}_{measure}", errorbar=("pi", 100), ax=ax, **style)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3, linewidth=0.5)
     _label(ax, "Epoch", y)
 
@@ -117,7 +125,7 @@ def loss_curves(
     Raises:
         SamsgError: a corpus lacks one of the two, or a history lacks a column.
     """
-    figure, axes = _panels(2, len(histories), (max(COLUMN, WIDTH / 3 * len(histories)), 4.2), note, sharey="col")
+    figure, axes = panels(2, len(histories), (max(COLUMN, WIDTH / 3 * len(histories)), 4.2), note, sharey="col")
     seeds = 1
     for column, (corpus, stages) in enumerate(histories.items()):
         for row, (stage, method) in enumerate(STAGES.items()):
@@ -129,10 +137,10 @@ def loss_curves(
             _curves(ax, runs, "loss", ("train", "test"), "" if column else "Cross-entropy loss")
             letter = string.ascii_lowercase[row * len(histories) + column]
             ax.set_title(f"({letter}) {method}, {(titles or {}).get(corpus, corpus)}", fontsize=MEDIUM)
-            ax.set_ylim(bottom=0)
+    for ax in axes[0]:
+        ax.set_ylim(bottom=0)  # when all is drawn: it ends the fitting of the axis to what it shows
     title = f"line: mean of {seeds} seeds; band: their range" if seeds > 1 else None
-    lines = axes[0, 0].get_lines()
-    figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=SMALL, title=title, title_fontsize=SMALL)
+    figure.legend(handles=axes[0, 0].get_lines(), title=title, ncols=2, **LEGEND)
     return _settled(figure)
 
 
@@ -162,8 +170,8 @@ def confusion_matrices(
     """
     columns = min(3, len(predictions))
     rows = -(-len(predictions) // columns)
-    size = (WIDTH if columns == 3 else COLUMN * columns, (3.0 if columns == 3 else 3.6) * rows)
-    figure, axes = _panels(rows, columns, size, note)
+    size = (WIDTH if columns == 3 else COLUMN * columns, (2.8 if columns == 3 else 3.4) * rows + 0.4)
+    figure, axes = panels(rows, columns, size, note)
     seeds = 1
     for index, (corpus, table) in enumerate(predictions.items()):
         letter = f"({string.ascii_lowercase[index]}) " if len(predictions) > 1 else ""
@@ -174,7 +182,8 @@ def confusion_matrices(
         seeds = max(seeds, table["seed"].nunique() if "seed" in table else 1)
     for ax in axes.flat[len(predictions) :]:
         ax.remove()
-    bar = figure.colorbar(axes.flat[0].collections[0], ax=figure.axes, location="bottom", fraction=0.03, aspect=40, pad=0.02)
+    place = {"ax": figure.axes, "location": "bottom", "fraction": 0.03 / rows, "aspect": 40, "pad": 0.03}
+    bar = figure.colorbar(axes.flat[0].collections[0], **place)
     counted = f"; numbers: clips, {seeds} seeds together" if seeds > 1 else "; numbers: clips"
     bar.set_label(f"Colour: share of the true emotion's clips{counted}", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, length=2)
@@ -198,18 +207,18 @@ def learning(history: pd.DataFrame | Sequence[pd.DataFrame], title: str = "", no
         SamsgError: the history lacks a column.
     """
     runs = [history] if isinstance(history, pd.DataFrame) else list(history)
-    panels = [
+    shown = [
         ("loss", ("train", "validation", "test"), "Cross-entropy loss"),
         ("accuracy", ("validation", "test"), "Accuracy"),
         ("reconstruction", ("train", "validation"), "Reconstruction loss (MSE)"),
     ]
-    panels = panels if "train_reconstruction" in runs[0] else panels[:2]
-    figure, axes = _panels(1, len(panels), (WIDTH, 2.5), note)
-    for ax, (measure, parts, y) in zip(axes[0], panels, strict=True):
+    shown = shown if "train_reconstruction" in runs[0] else shown[:2]
+    figure, axes = panels(1, len(shown), (WIDTH, 2.5), note)
+    for ax, (measure, parts, y) in zip(axes[0], shown, strict=True):
         _curves(ax, runs, measure, parts, y)
-        ax.set_ylim(0, 1 if measure == "accuracy" else None)
+        ax.set_ylim(0, 1.02 if measure == "accuracy" else None)
     axes[0, 0].set_title(title, fontsize=MEDIUM, loc="left")
-    figure.legend(handles=axes[0, 0].get_lines(), loc="outside lower center", ncols=3, fontsize=SMALL)
+    figure.legend(handles=axes[0, 0].get_lines(), ncols=3, **LEGEND)
     return _settled(figure)
 
 
@@ -222,7 +231,7 @@ def masked_share(frame: pd.DataFrame, note: str = "") -> Figure:
     """
     classes = sorted(frame["emotion"].unique())
     percent = [100 * frame.loc[frame["emotion"] == name, "share"] for name in classes]
-    figure, axes = _panels(1, 1, (COLUMN, 2.8), note)
+    figure, axes = panels(1, 1, (COLUMN, 2.8), note)
     ax, random = axes[0, 0], np.random.default_rng(0)
     # Matplotlib's own boxes: seaborn 0.13's warn with matplotlib 3.11 and end with 3.13; its points differ each time.
     style = {"widths": 0.6, "showfliers": False, "patch_artist": True, "medianprops": {"color": "black"}}
@@ -236,7 +245,7 @@ def masked_share(frame: pd.DataFrame, note: str = "") -> Figure:
     return _settled(figure)
 
 
-def spread_patches(values: np.ndarray, shape: tuple[int, int], patch: int = 16, stride: int = 10) -> np.ndarray:
+def spread_patches(values: Array, shape: tuple[int, int], patch: int = 16, stride: int = 10) -> Array:
     """Patches laid out on the cells they cover: (12, 99) -> (128, 1001), nan beyond the last patch.
 
     Patch i covers cells 10 i to 10 i + 15. Where patches overlap the largest value stands, as in masking, where a
@@ -259,27 +268,22 @@ def spread_patches(values: np.ndarray, shape: tuple[int, int], patch: int = 16, 
     return cells
 
 
-def _seconds(hop: int, sample_rate: int, columns: int) -> tuple[float, float]:
-    """Left and right edge of a spectrogram: frame j is centred at j * hop / sample_rate."""
-    return -0.5 * hop / sample_rate, (columns - 0.5) * hop / sample_rate
-
-
-def _picture(ax: Axes, cells: np.ndarray, hop: int, sample_rate: int, **style: object) -> None:
-    extent = (*_seconds(hop, sample_rate, cells.shape[1]), -0.5, cells.shape[0] - 0.5)
-    ax.imshow(cells, origin="lower", aspect="auto", extent=extent, interpolation="none", **style)
+def _extent(shape: tuple[int, int], hop: int, sample_rate: int) -> tuple[float, float, float, float]:
+    """Edges of a spectrogram, in seconds and bands: frame j is centred at j * hop / sample_rate, band k at k."""
+    return -0.5 * hop / sample_rate, (shape[1] - 0.5) * hop / sample_rate, -0.5, shape[0] - 0.5
 
 
 def spectrogram(
     ax: Axes,
-    log_mel: np.ndarray,
+    log_mel: Array,
     hop: int,
     sample_rate: int,
     title: str = "",
     note: str = "",
     cmap: str = "magma",
     limits: tuple[float, float] | None = None,
-) -> None:
-    """A log-mel spectrogram in seconds and Hz.
+) -> AxesImage:
+    """A log-mel spectrogram in seconds and Hz; masked cells of a masked array are black.
 
     Args:
         ax: where to draw.
@@ -294,79 +298,63 @@ def spectrogram(
     Raises:
         SamsgError: the array is not two-dimensional.
     """
-    cells = np.asarray(log_mel)
+    cells = np.ma.asanyarray(log_mel)
     if cells.ndim != 2:
         raise SamsgError(f"A spectrogram to draw has the shape (bands, frames); found {cells.shape}. Give one clip's.")
-    low, high = limits or (np.min(cells), np.max(cells))
-    _picture(ax, cells, hop, sample_rate, cmap=mpl.colormaps[cmap].with_extremes(bad="black"), vmin=low, vmax=high)
+    colours = mpl.colormaps[cmap].with_extremes(bad="black")
+    image = ax.imshow(cells, colours, extent=_extent(cells.shape, hop, sample_rate), **CELLS)
+    image.set_clim(limits or (cells.data.min(), cells.data.max()))
     ticks = [frequency for frequency in MEL_TICKS if frequency < sample_rate / 2]
     # Band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
     mel = np.log10(1 + np.array([*ticks, sample_rate / 2]) / 700)
     ax.set_yticks(mel[:-1] / mel[-1] * (len(cells) + 1) - 1, [f"{f // 1000}k" if f >= 1000 else str(f) for f in ticks])
-    _label(ax, "Time (s)", "Frequency (Hz)", title)
-    _note_on(ax, note)
+    _label(ax, "Time (s)", "Frequency (Hz)", title, note)
+    return image
 
 
 def overlay(
-    ax: Axes,
-    log_mel: np.ndarray,
-    heat: np.ndarray,
-    hop: int,
-    sample_rate: int,
-    patch: int = 16,
-    stride: int = 10,
-    title: str = "",
-    note: str = "",
-) -> None:
+    ax: Axes, log_mel: Array, heat: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: str
+) -> AxesImage:
     """Attention rollout (12, 99) laid over its spectrogram (128, 1001): grey below, the more attended the more colour.
 
-    Arguments as ``spectrogram`` and ``spread_patches``; heat has the largest value 1.
+    Arguments as ``spectrogram`` and ``spread_patches``; heat has the largest value 1; labels are title and note.
     """
-    spectrogram(ax, log_mel, hop, sample_rate, title, note, cmap="gray")
+    spectrogram(ax, log_mel, hop, sample_rate, cmap="gray", **labels)
     cells = spread_patches(heat, np.shape(log_mel), patch, stride)
     opacity = np.clip(np.nan_to_num(cells), 0, 1) * 0.85
-    _picture(ax, cells, hop, sample_rate, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
+    extent = _extent(cells.shape, hop, sample_rate)
+    return ax.imshow(cells, "inferno", extent=extent, alpha=opacity, vmin=0, vmax=1, **CELLS)
 
 
 def mask_outline(
-    ax: Axes, mask: np.ndarray, shape: tuple[int, int], hop: int, sample_rate: int, patch: int = 16, stride: int = 10
-) -> None:
+    ax: Axes, mask: Array, shape: tuple[int, int], hop: int, sample_rate: int, patch: int = 16, stride: int = 10
+) -> LineCollection:
     """The outline of all masked cells, on a spectrogram of that shape: bool (12, 99) on (128, 1001)."""
     covered = np.pad(spread_patches(mask, shape, patch, stride) > 0, 1)
-    left, right = _seconds(hop, sample_rate, shape[1])
+    left, right, *_ = _extent(shape, hop, sample_rate)
     x = np.linspace(left, right, shape[1] + 1)
     upright = np.argwhere(covered[1:-1, 1:] != covered[1:-1, :-1])  # (row, edge)
     level = np.argwhere(covered[1:, 1:-1] != covered[:-1, 1:-1])  # (edge, column)
     lines = [((x[c], r - 0.5), (x[c], r + 0.5)) for r, c in upright]
     lines += [((x[c], r - 0.5), (x[c + 1], r - 0.5)) for r, c in level]
-    ax.add_collection(LineCollection(lines, colors="#56B4E9", linewidths=1, capstyle="projecting"), autolim=False)
+    outline = LineCollection(lines, colors=EMOTIONS["surprise"], linewidths=1, capstyle="projecting")
+    return ax.add_collection(outline, autolim=False)
 
 
 def masked_spectrogram(
-    ax: Axes,
-    log_mel: np.ndarray,
-    mask: np.ndarray,
-    hop: int,
-    sample_rate: int,
-    patch: int = 16,
-    stride: int = 10,
-    title: str = "",
-    note: str = "",
-) -> None:
+    ax: Axes, log_mel: Array, mask: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: str
+) -> AxesImage:
     """The spectrogram with its masked cells black, in the colours of the whole one. Arguments as ``overlay``."""
-    cells = np.asarray(log_mel)
-    hidden = spread_patches(mask, cells.shape, patch, stride) > 0
-    limits = (float(cells.min()), float(cells.max()))
-    spectrogram(ax, np.ma.masked_array(cells, hidden), hop, sample_rate, title, note, limits=limits)
+    hidden = spread_patches(mask, np.shape(log_mel), patch, stride) > 0
+    return spectrogram(ax, np.ma.masked_array(np.asarray(log_mel), hidden), hop, sample_rate, **labels)
 
 
-def waveform(ax: Axes, samples: np.ndarray, sample_rate: int, title: str = "", note: str = "") -> None:
+def waveform(ax: Axes, samples: Array, sample_rate: int, title: str = "", note: str = "") -> None:
     """A waveform (samples,) over seconds."""
     samples = np.asarray(samples)
     ax.plot(np.arange(len(samples)) / sample_rate, samples, linewidth=0.4, color=EMOTIONS["sadness"], rasterized=True)
     ax.set_xlim(0, len(samples) / sample_rate)
-    _label(ax, "Time (s)", "Amplitude", title)
-    _note_on(ax, note)
+    _label(ax, "Time (s)", "Amplitude", title, note)
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
@@ -375,11 +363,10 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
     Returns:
         'png' and 'pdf' -> the file.
     """
-    files = {}
     _settled(figure)
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        content = io.BytesIO()
-        with mpl.rc_context({"pdf.fonttype": 42}):  # fonts that journals accept
-            figure.savefig(content, format=kind, dpi=200, metadata=metadata)
-        files[kind] = write_whole(Path(folder) / f"{stem}.{kind}", content.getvalue())
+    files = {kind: Path(folder) / f"{stem}.{kind}" for kind in ("png", "pdf")}
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    for kind, path in files.items():
+        with atomic(path) as partial, mpl.rc_context({"pdf.fonttype": 42}):  # fonts that journals accept
+            figure.savefig(partial, format=kind, dpi=200, metadata=undated[kind])
     return files

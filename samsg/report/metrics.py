@@ -73,18 +73,14 @@ def confusion_matrix(truth: Iterable[str], predicted: Iterable[str], classes: Se
     return pd.DataFrame(counts, index=pd.Index(classes, name="emotion"), columns=pd.Index(classes, name="predicted"))
 
 
-def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for ``correct`` out of ``n``."""
-    interval = stats.binomtest(int(correct), int(n)).proportion_ci(level, method="wilson")
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for ``correct`` out of ``n``."""
+    interval = stats.binomtest(int(correct), int(n)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def _checked(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """The predictions with a column seed.
-
-    Raises:
-        SamsgError: nothing in it, columns or classes that do not fit, several parts, or a clip twice for one seed.
-    """
+    """The predictions with a column seed, or a SamsgError that says why they cannot be judged."""
     missing = {"clip", "emotion", "predicted"} - set(predictions.columns)
     if missing or predictions.empty:
         found = f"found {len(predictions)} rows with columns {', '.join(map(str, predictions.columns))}"
@@ -114,30 +110,25 @@ def _scores(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_intervals(
-    predictions: pd.DataFrame,
-    classes: Sequence[str],
-    cluster: str = "clip",
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    predictions: pd.DataFrame, classes: Sequence[str], cluster: str = "clip", draws: int = 2000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of accuracy and macro F1, each the mean over seeds.
+    """95 % percentile bootstrap intervals of accuracy and macro F1, each the mean over seeds.
 
     Clips are drawn, not predictions: what several seeds say of one clip is drawn together, because it is not
     independent. A larger cluster (speaker, sentence) also allows for clips that resemble each other.
     The trained models stay as they are: how far seeds differ is told by their standard deviation. For macro F1 on
-    a few dozen clips the percentile interval lies low and holds the truth in about 91 rather than 95 cases of 100.
+    a few dozen clips the percentile interval lies low: in 150 simulated test sets of 42 clips in 7 classes it held the
+    true value in 91 % instead of 95 %.
 
     Args:
         predictions: columns clip, emotion, predicted, and optionally seed and the cluster.
         classes: all classes of the corpus.
         cluster: the column whose values are drawn with replacement.
-        level: of confidence.
         draws: resamples.
         seed: of the resampling.
 
     Returns:
-        'accuracy' and 'macro_f1', each (low, high).
+        'accuracy' and 'macro_f1' -> (low, high).
 
     Raises:
         SamsgError: the table has no such column, or is not one of predictions.
@@ -152,44 +143,25 @@ def bootstrap_intervals(
     np.add.at(counts, (clusters, seeds, truth, said), 1)
     times = np.random.default_rng(seed).multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=draws)
     resampled = (times @ counts.reshape(len(drawn), -1)).reshape(draws, *counts.shape[1:])  # (draws, runs, C, C)
-    tail = (1 - level) / 2
-    intervals = {}
-    for name, values in zip(("accuracy", "macro_f1"), _scores(resampled), strict=True):
-        # Where seeds test different clips, a draw may leave one seed without any; the others still count.
-        low, high = np.quantile(np.nanmean(values, axis=1), [tail, 1 - tail])
-        intervals[name] = (float(low), float(high))
-    return intervals
+    # Where seeds test different clips, a draw may leave one seed without any; the others still count.
+    ends = [np.quantile(np.nanmean(values, axis=1), [0.025, 0.975]).tolist() for values in _scores(resampled)]
+    return {"accuracy": tuple(ends[0]), "macro_f1": tuple(ends[1])}
 
 
 def summarise(
-    predictions: pd.DataFrame,
-    classes: Sequence[str],
-    cluster: str | None = None,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    predictions: pd.DataFrame, classes: Sequence[str], cluster: str | None = None, draws: int = 2000
 ) -> Summary:
-    """Accuracy and macro F1 of one method on one corpus: mean and spread over seeds, and intervals.
+    """Accuracy and macro F1 of one method on one corpus: mean and spread over seeds, and 95 % intervals.
 
-    The interval of accuracy is Wilson's for one seed without clusters; all others are bootstrap intervals.
-
-    Args:
-        predictions: of one part, with a column seed if there are several seeds.
-        classes: all classes of the corpus.
-        cluster: a column to resample by instead of the clip.
-        level: of confidence.
-        draws: bootstrap resamples.
-        seed: of the resampling.
-
-    Raises:
-        SamsgError: the table is not one of predictions of one part.
+    The interval of accuracy is Wilson's for one seed without clusters; all others are bootstrap intervals. Arguments
+    and errors are those of ``bootstrap_intervals``.
     """
     predictions = _checked(predictions, classes)
     runs = [run for _, run in predictions.groupby("seed")]
-    intervals = bootstrap_intervals(predictions, classes, cluster or "clip", level, draws, seed)
+    intervals = bootstrap_intervals(predictions, classes, cluster or "clip", draws)
     if len(runs) == 1 and cluster is None:
         right = predictions["emotion"] == predictions["predicted"]
-        intervals["accuracy"] = wilson_interval(right.sum(), len(right), level)
+        intervals["accuracy"] = wilson_interval(right.sum(), len(right))
     values = {
         "accuracy": [accuracy(run["emotion"], run["predicted"]) for run in runs],
         "macro_f1": [macro_f1(run["emotion"], run["predicted"], classes) for run in runs],

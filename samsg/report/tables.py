@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from samsg.report import write_whole
 from samsg.report.metrics import Estimate, Summary
+from samsg.runs import NOTEBOOKS, atomic
 from samsg.settings import REPOSITORY, SamsgError
 
+Results = Mapping[str, Mapping[str, Summary]]  # corpus -> method -> summary
+Words = Mapping[str, str]  # corpus -> its note, or its title
 REFERENCE = REPOSITORY / "paper_figures" / "reference"
 OFFICIAL = {"savee": "SAVEE", "emodb": "EmoDB", "crema_d": "CREMA-D"}
 METHODS = {"baseline": "DeiT (this run)", "probe": "SAMSG (this run)"}
-NOTEBOOKS = {"baseline": "02_baseline", "samsg": "05_samsg", "probe": "06_linear_probe"}
 PAPER_ROWS = {"DeiT (Gong et al.)": "DeiT [2] (paper)", "The SAMSG (Ours)": "SAMSG (paper)"}
 SIZE_ROW = "Test clips (this run)"
 NOTHING = "-"
@@ -38,12 +39,13 @@ def _read(folder: Path, corpus: str, protocol: str, seed: int, stage: str, name:
     path = Path(folder) / corpus / protocol / f"seed{seed}" / stage / name
     if not path.is_file():
         raise SamsgError(
-            f"The table of stage '{stage}' on '{corpus}', protocol '{protocol}', seed {seed} was asked for, but {path} "
-            f"does not exist. The notebook {NOTEBOOKS.get(stage, 'of that stage')} makes it; run that first."
+            f"Stage '{stage}' on '{corpus}', protocol '{protocol}', seed {seed} was asked for, but there is no {path}; "
+            f"run the notebook {NOTEBOOKS.get(stage, 'of that stage')}, which makes it."
         )
-    # As converters, not dtypes: a clip '01' stays '01' and a class 'None' stays 'None', while numbers may be missing.
-    text = {column: str for column in ("clip", "part", "emotion", "predicted")}
-    return pd.read_csv(path, converters=text).assign(seed=seed)
+    # A clip '01' stays '01' and a class 'None' stays 'None'; only numbers may be missing.
+    text = dict.fromkeys(("clip", "part", "emotion", "predicted"), str)
+    missing = {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in text}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing).assign(seed=seed)
 
 
 def read_predictions(
@@ -96,9 +98,7 @@ def reference_values(number: int) -> pd.DataFrame:
     return pd.read_csv(REFERENCE / f"table{number}.csv", dtype=str, keep_default_na=False)
 
 
-def headings(
-    corpora: Iterable[str], notes: Mapping[str, str], titles: Mapping[str, str] | None = None
-) -> dict[str, str]:
+def headings(corpora: Iterable[str], notes: Words, titles: Words | None = None) -> dict[str, str]:
     """How columns name the corpora: emodb -> 'EmoDB', or 'EmoDB (synthetic speech)' with that note."""
     named = {corpus: (titles or {}).get(corpus) or OFFICIAL.get(corpus, corpus) for corpus in corpora}
     return {corpus: f"{name} ({notes[corpus]})" if notes.get(corpus) else name for corpus, name in named.items()}
@@ -110,12 +110,7 @@ def _cell(estimate: Estimate, scale: float, digits: int) -> str:
     return f"{value} [{low}, {high}]" if np.isnan(estimate.std) else f"{value} ± {std} [{low}, {high}]"
 
 
-def table(
-    number: int,
-    results: Mapping[str, Mapping[str, Summary]],
-    notes: Mapping[str, str],
-    titles: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
+def table(number: int, results: Results, notes: Words, titles: Words | None = None) -> pd.DataFrame:
     """Table 1 (accuracy) or 2 (macro F1): the paper's rows, then this run's.
 
     The paper's numbers stand under SAVEE, EmoDB and CREMA-D alone. This run's stand there too if the corpus is one of
@@ -140,43 +135,32 @@ def table(
         if list(heading.values()).count(text) > 1 or (text in OFFICIAL.values() and OFFICIAL.get(corpus) != text):
             raise SamsgError(f"Another corpus has the heading '{text}' of '{corpus}'; give it another title or a note.")
 
-    labels = [
-        PAPER_ROWS.get(method, f"{method} [{reference}]")
-        for method, reference in zip(printed["method"], printed["reference"], strict=True)
-    ]
+    names = zip(printed["method"], printed["reference"], strict=True)
+    labels = [PAPER_ROWS.get(method, f"{method} [{reference}]") for method, reference in names]
     columns = {title: dict(zip(labels, printed[corpus], strict=True)) for corpus, title in OFFICIAL.items()}
     methods = list(dict.fromkeys(method for summaries in results.values() for method in summaries))
     rows = {method: METHODS.get(method, f"{method} (this run)") for method in methods}
     same_size = all(len({summary.size for summary in summaries.values()}) <= 1 for summaries in results.values())
-    size_rows = {
-        method: SIZE_ROW if same_size else f"{SIZE_ROW}, {rows[method].removesuffix(' (this run)')}" for method in rows
-    }
+    sizes = {method: SIZE_ROW if same_size else f"{SIZE_ROW}, {row.split(' (')[0]}" for method, row in rows.items()}
     for corpus, summaries in results.items():
         # An official corpus under another title is still the official corpus.
         official = corpus in OFFICIAL and not notes.get(corpus)
         column = columns.setdefault(OFFICIAL[corpus] if official else heading[corpus], {})
-        column |= {
-            rows[method]: _cell(getattr(summary, metric), scale, digits) for method, summary in summaries.items()
-        }
-        column |= {size_rows[method]: summary.size for method, summary in summaries.items()}
-    order = [*labels, *rows.values(), *dict.fromkeys(size_rows.values())]
+        for method, summary in summaries.items():
+            column[rows[method]] = _cell(getattr(summary, metric), scale, digits)
+            column[sizes[method]] = summary.size
+    order = [*labels, *rows.values(), *dict.fromkeys(sizes.values())]
     return pd.DataFrame(columns, index=pd.Index(order, name="Method")).fillna(NOTHING).replace("", NOTHING)
 
 
-def caption(
-    number: int,
-    results: Mapping[str, Mapping[str, Summary]],
-    notes: Mapping[str, str],
-    titles: Mapping[str, str] | None = None,
-) -> str:
+def caption(number: int, results: Results, notes: Words, titles: Words | None = None) -> str:
     """What stands above Table 1 or 2; arguments as ``table``. Ends with the notes: 'Synthetic speech: SAVEE, EmoDB.'"""
-    _, name, _, _ = CONTENT[number]
     text = (
-        f"Table {number}. {name}, as printed in the paper and as reached in this run, with 95 % intervals in brackets"
+        f"Table {number}. {CONTENT[number][1]}, as printed in the paper and as reached in this run, with 95 % intervals"
     )
     several = any(summary.seeds > 1 for summaries in results.values() for summary in summaries.values())
-    text += "; ± is the standard deviation over seeds. " if several else ". "
-    text += "Numbers after names are the paper's references."
+    text += "; ± is the standard deviation over seeds" if several else ""
+    text += ". Numbers after names are the paper's references."
     plain = headings(results, {}, titles)
     for note in dict.fromkeys(note for corpus, note in notes.items() if note and corpus in results):
         corpora = ", ".join(plain[corpus] for corpus in results if notes.get(corpus) == note)
@@ -184,7 +168,7 @@ def caption(
     return text
 
 
-def results_frame(results: Mapping[str, Mapping[str, Summary]], notes: Mapping[str, str]) -> pd.DataFrame:
+def results_frame(results: Results, notes: Words) -> pd.DataFrame:
     """All numbers of a run, one row each: corpus, method, metric, value, low, high, std, n, seeds, note; 0 to 1."""
     rows = [
         (corpus, method, metric, e.value, e.low, e.high, e.std, summary.n, summary.seeds, notes.get(corpus, ""))
@@ -192,15 +176,21 @@ def results_frame(results: Mapping[str, Mapping[str, Summary]], notes: Mapping[s
         for method, summary in summaries.items()
         for metric, e in (("accuracy", summary.accuracy), ("macro_f1", summary.macro_f1))
     ]
-    return pd.DataFrame(rows, columns="corpus method metric value low high std n seeds note".split())
+    names = ["corpus", "method", "metric", "value", "low", "high", "std", "n", "seeds", "note"]
+    return pd.DataFrame(rows, columns=names)
 
 
-def write_results(
-    results: Mapping[str, Mapping[str, Summary]], notes: Mapping[str, str], folder: Path, stem: str = "results"
-) -> Path:
+def _write(folder: Path, name: str, text: str) -> Path:
+    path = Path(folder) / name
+    with atomic(path) as partial:
+        partial.write_bytes(text.encode())
+    return path
+
+
+def write_results(results: Results, notes: Words, folder: Path, stem: str = "results") -> Path:
     """Write ``results_frame`` as <stem>.csv."""
-    content = results_frame(results, notes).to_csv(index=False, lineterminator="\n", float_format="%.6f")
-    return write_whole(Path(folder) / f"{stem}.csv", content.encode())
+    frame = results_frame(results, notes)
+    return _write(folder, f"{stem}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
 
 
 def _latex(text: object) -> str:
@@ -217,10 +207,7 @@ def to_latex(frame: pd.DataFrame, label: str, caption: str) -> str:
     escaped = frame.reset_index().map(_latex)
     escaped.columns = [_latex_heading(column) for column in escaped.columns]
     lines = escaped.to_latex(index=False, column_format="l" + "c" * frame.shape[1]).splitlines()
-    # A row's group, by its name: the blocks of a table are ruled off from each other.
-    groups = [
-        "(this run)" if "(this run)" in str(name) else "(paper)" * ("(paper)" in str(name)) for name in frame.index
-    ]
+    groups = [re.findall(r"\((?:paper|this run)\)", str(name)) for name in frame.index]
     first_row = lines.index(r"\midrule") + 1
     for row in reversed(range(1, len(groups))):
         if groups[row] != groups[row - 1]:
@@ -255,4 +242,4 @@ def write_table(frame: pd.DataFrame, folder: Path, stem: str, caption: str) -> d
         "md": to_markdown(frame, caption),
         "tex": to_latex(frame, stem, caption),
     }
-    return {kind: write_whole(Path(folder) / f"{stem}.{kind}", text.encode()) for kind, text in contents.items()}
+    return {kind: _write(folder, f"{stem}.{kind}", text) for kind, text in contents.items()}

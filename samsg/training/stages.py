@@ -189,19 +189,22 @@ def train_samsg(run: Run) -> Path:
     return run.make("samsg", work)
 
 
+def new_probe(run: Run) -> SpectrogramDeiT:
+    """Stage ii's model, frozen but for the CLS token and its emotion head, which is a new one unless set otherwise."""
+    model = load_model(run, "samsg").requires_grad_(False)
+    if run.profile.probe.head == "new":
+        torch.manual_seed(run.seed)
+        model.emotion_head.reset_parameters()
+    for trained in (model.vit.cls_token, *model.emotion_head.parameters()):
+        trained.requires_grad_(True)
+    return model
+
+
 def train_probe(run: Run) -> Path:
     """Stage iii: everything frozen but the CLS token and one linear layer. Returns the stage's folder."""
 
     def work(folder: Path) -> None:
-        its = run.profile.probe
-        model = load_model(run, "samsg").requires_grad_(False)
-        if its.head == "new":
-            torch.manual_seed(run.seed)
-            nn.init.trunc_normal_(model.emotion_head.weight, std=0.02)
-            nn.init.zeros_(model.emotion_head.bias)
-        for trained in (model.vit.cls_token, *model.emotion_head.parameters()):
-            trained.requires_grad_(True)
-        _train(run, "probe", folder, model, read_examples(run), Losses(), _length(run, its))
+        _train(run, "probe", folder, new_probe(run), read_examples(run), Losses(), _length(run, run.profile.probe))
 
     return run.make("probe", work)
 
