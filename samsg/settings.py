@@ -97,6 +97,9 @@ class ModelSettings(Settings):
     patch: int = Field(16, gt=0)
     stride: int = Field(10, gt=0)
     weights: str = "imagenet"  # 'imagenet', 'random', or a file of DeiT's own weights
+    # Spectrograms in [0, 1] are grey pictures; 'imagenet' brings them to DeiT as its pictures were. Without effect on
+    # spectrograms that are standardized already.
+    normalize: Literal["imagenet", "none"] = "imagenet"
 
 
 class RolloutSettings(Settings):

@@ -1,10 +1,10 @@
-"""The embedded corpora: SAVEE, EmoDB and CREMA-D as a speech synthesiser speaks them (corpora of Section IV-A).
+"""The embedded corpora: SAVEE, EmoDB and CREMA-D (Section IV-A) as a speech synthesiser speaks them.
 
 eSpeak, as Praat carries it, speaks the sentences; Praat's overlap-add resynthesis (Moulines & Charpentier, 1990) gives
-them a speaker's pitch and vocal tract and an actor's melody; a filter gives voice quality. The emotions follow what is
-known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003): pitch level and range, final rise or fall, rate,
-pauses, spectral tilt, loudness, jitter and tremor. Files have the official names, so one reader serves both. Results on them
-are results on synthetic speech.
+them a speaker's pitch and vocal tract and an actor's melody; a filter and noise give voice quality. The emotions follow
+what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003): level, range and slope of the pitch, rate,
+pauses, spectral tilt, loudness, jitter, tremor and breath. The files have the official names, so one reader serves real
+and synthetic corpora; results on these are results on synthetic speech.
 
 This module alone imports praat-parselmouth, which is GPL-3.
 """
@@ -32,7 +32,7 @@ NOTE = "SYNTHETIC.txt"
 RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
 
-# eSpeak's voices without flutter and roughness: theirs is the only sound that does not depend on what was spoken before.
+# eSpeak's voices without flutter and roughness: the others' sound depends on what was spoken before.
 VOICES = ("Denis", "Michel")
 
 # Gives a pitch tier the values of a Sound: one call instead of one a point.
@@ -44,8 +44,8 @@ Formula: "object [values, 1, col]"
 """
 
 # How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
+# Units: semitones, octaves, semitones a clip, octaves, s, dB an octave, dB, semitones, semitones, parts of the voice.
 CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor", "breath")
-#               st  octaves   st  octaves   s   dB/oct   dB       st       st    of the voice
 EMOTIONS = {
     "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 3.0, 6.0, 0.30, 0.0, 0.00),
     "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -1.0, -3.0, 0.0, 0.0, 0.03),
@@ -56,7 +56,7 @@ EMOTIONS = {
     "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.5, -5.0, 0.0, 0.3, 0.08),
     "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0, 0.04),
 }
-SPREAD = np.array([1.0, 0.20, 0.8, 0.06, 0.010, 0.6, 1.5, 0.06, 0.12, 0.02])
+SPREAD = np.array([0.8, 0.15, 0.6, 0.05, 0.008, 0.45, 1.0, 0.05, 0.10, 0.015])
 STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
 
 EMODB_SENTENCES = {
@@ -186,8 +186,8 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress:
         progress: show a bar.
 
     Raises:
-        SamsgError: no such corpus; more speakers, sentences or takes than it has names for; a folder that holds something
-            else; praat-parselmouth is not installed.
+        SamsgError: no such corpus; more speakers, sentences or takes than it has names for; a folder that holds
+            something else; praat-parselmouth is not installed.
     """
     if name not in NAMES:
         raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, NAMES)}")
@@ -212,7 +212,8 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress:
             soundfile.write(path, sound, NAMES[name].sample_rate, subtype="PCM_16")
         (partial / NOTE).write_text(
             f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
-            f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n{made_with}\n",
+            f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
+            f"{made_with}\n",
             encoding="utf-8",
         )
         try:
@@ -272,7 +273,7 @@ def _clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
 
 
 def _savee_sentence(number: int, row: int) -> str:
-    """The text of a number, from 1, of the emotion in this row, from 0; rows of 12, and neutral's go on after the last."""
+    """The text of a number (from 1) of the emotion in this row (from 0); neutral's go on in rows that no other has."""
     if number <= len(SAVEE_COMMON):
         return SAVEE_COMMON[number - 1]
     more, opening = divmod(number - len(SAVEE_COMMON) - 1, len(SAVEE_OPENINGS))
@@ -328,9 +329,9 @@ def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
     aspiration = np.diff(random.standard_normal(len(samples) + 1)) * ndimage.uniform_filter1d(np.abs(samples), 256)
     samples = samples + max(0.0, acting["breath"]) * aspiration
 
-    # Tilt and change of sample rate, both on the spectrum. Fast lengths make the rate, and so the pitch, up to 0.5 % wrong.
-    n = fft.next_fast_len(len(samples), real=True)
-    n_out = fft.next_fast_len(round(n * names.sample_rate / sound_rate), real=True)
+    # Tilt and change of sample rate, both on the spectrum. Lengths that are fast put the rate off by 1 % at most.
+    n = fft.next_fast_len(len(samples))
+    n_out = fft.next_fast_len(round(n * names.sample_rate / sound_rate))
     octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / sound_rate), 100, 8000) / 500)
     samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
     samples *= 10 ** ((acting["loudness"] - 27) / 20) / samples.std()

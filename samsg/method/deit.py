@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from samsg.settings import SamsgError
 
 
+# Mean and standard deviation of ImageNet's pictures in grey: the mean of timm's IMAGENET_DEFAULT_MEAN and _STD.
+IMAGENET_GREY = (0.449, 0.226)
+
+
 class OverlappingPatchEmbed(PatchEmbed):
     """timm's patch embedding with a stride smaller than the patch: (B, 1, 128, 1001) -> (B, 1188, dim).
 
@@ -68,6 +72,8 @@ class SpectrogramDeiT(nn.Module):
         patch, stride: side of a patch and distance between neighbours, in cells.
         weights: 'random', 'imagenet' (through timm's hub) or the path of a file with DeiT's ImageNet weights
             (.safetensors, or .pth as published by its authors).
+        normalize: mean and standard deviation that spectrograms are brought to 0 and 1 from, as they come in. With
+            ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated as the grey pictures that DeiT was trained on.
 
     Raises:
         SamsgError: the weights cannot be had or do not fit.
@@ -83,9 +89,10 @@ class SpectrogramDeiT(nn.Module):
         patch: int = 16,
         stride: int = 10,
         weights: str | Path = "random",
+        normalize: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        self.patch, self.stride = patch, stride
+        self.patch, self.stride, self.normalize = patch, stride, normalize
         self.grid = patch_grid(n_mels, n_frames, patch, stride)
         self.vit = _distilled_deit(
             f"deit_{size}_distilled_patch16_224",
@@ -102,7 +109,8 @@ class SpectrogramDeiT(nn.Module):
 
     def tokens(self, spectrogram: Tensor) -> Tensor:
         """All output tokens, CLS and DIST first: (B, 1, 128, 1001) -> (B, 1190, dim)."""
-        return self.vit.forward_features(spectrogram)
+        mean, deviation = self.normalize
+        return self.vit.forward_features((spectrogram - mean) / deviation)
 
     @staticmethod
     def pool(tokens: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def _blocks_and_inputs(model: nn.Module, spectrogram: Tensor) -> tuple[list[nn.M
     model.eval()
     try:
         with _attention_inputs(blocks) as inputs:
-            vit.forward_features(spectrogram)
+            (model.tokens if isinstance(model, SpectrogramDeiT) else model.forward_features)(spectrogram)
     finally:
         model.train(training)
     return blocks, inputs

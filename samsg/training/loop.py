@@ -3,6 +3,7 @@ of the best validation epoch kept. Lightning Fabric supplies device and precisio
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from samsg.method.masking import mask_spectrogram, reconstruction_loss
 from samsg.runs import atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
 
 
 @dataclass(frozen=True)

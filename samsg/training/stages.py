@@ -19,7 +19,7 @@ from torch import nn
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
 from samsg.corpora.catalogue import GRAMMARS, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
-from samsg.method.deit import SpectrogramDeiT
+from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import important_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import Run, atomic, progress_bar
@@ -91,6 +91,7 @@ def new_model(run: Run) -> SpectrogramDeiT:
         patch=model.patch,
         stride=model.stride,
         weights=model.weights,
+        normalize=IMAGENET_GREY if (model.normalize, audio.scaling) == ("imagenet", "minmax") else (0.0, 1.0),
     )
 
 

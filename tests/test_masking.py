@@ -1,0 +1,219 @@
+"""Masks: which patches, which cells, which loss; on a few cells by hand and on the paper's grid."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samsg.method.deit import patchify
+from samsg.method.masking import assemble, important_patches, mask_spectrogram, masked_cells, reconstruction_loss
+
+SIZE, GRID = (128, 1001), (12, 99)
+
+
+def only(*places: tuple[int, int], grid: tuple[int, int] = GRID) -> torch.Tensor:
+    """A mask (1, 12, 99) of these patches."""
+    mask = torch.zeros(1, *grid, dtype=torch.bool)
+    for row, column in places:
+        mask[0, row, column] = True
+    return mask
+
+
+def spectrogram(batch: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
+    """Cells between 0.1 and 0.9, so that no cell looks masked by chance."""
+    return 0.1 + 0.8 * torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(seed))
+
+
+# Patches
+
+
+def test_a_patch_is_important_strictly_above_the_threshold():
+    heat = torch.tensor([[[0.0, 0.5, 0.5 + 2**-24, 0.49999, 1.0]]])
+    assert important_patches(heat, 0.5).tolist() == [[[False, False, True, False, True]]]
+    assert important_patches(heat, 1.0).sum() == 0
+    assert important_patches(heat, 0.0).tolist() == [[[False, True, True, True, True]]]
+    assert torch.equal(important_patches(heat), important_patches(heat, 0.5))
+    assert important_patches(heat).dtype == torch.bool
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
+def test_a_higher_threshold_masks_no_further_patch(seed, one, other):
+    low, high = sorted((one, other))
+    heat = torch.rand(1, 12, 9, generator=torch.Generator().manual_seed(seed))
+    heat = heat / heat.max()
+    few, many = important_patches(heat, high), important_patches(heat, low)
+    assert (few <= many).all()
+    cells_of_few, cells_of_many = (masked_cells(mask, (128, 101)) for mask in (few, many))
+    assert (cells_of_few <= cells_of_many).all()
+
+
+# Cells
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 7), (11, 98), (0, 98), (11, 0)])
+def test_a_patch_covers_its_256_cells_and_no_others(row, column):
+    cells = masked_cells(only((row, column)), SIZE)
+    assert cells.shape == (1, 1, 128, 1001)
+    assert cells.dtype == torch.bool
+    assert cells.sum() == 256
+    assert cells[0, 0, 10 * row : 10 * row + 16, 10 * column : 10 * column + 16].all()
+
+
+@pytest.mark.parametrize(
+    ("places", "cells"),
+    [
+        ([(2, 5), (2, 6)], 2 * 256 - 6 * 16),  # neighbours share 6 columns
+        ([(2, 5), (3, 5)], 2 * 256 - 6 * 16),
+        ([(2, 5), (3, 6)], 2 * 256 - 6 * 6),  # diagonal neighbours share a corner
+        ([(2, 5), (2, 7)], 2 * 256),  # the next but one shares nothing
+        ([(2, 5), (2, 6), (3, 5), (3, 6)], 26 * 26),
+    ],
+)
+def test_overlapping_patches_cover_their_union(places, cells):
+    covered = masked_cells(only(*places), SIZE)
+    assert covered.sum() == cells
+    union = torch.stack([masked_cells(only(place), SIZE) for place in places]).any(0)
+    assert torch.equal(covered, union)
+
+
+def test_cells_beyond_the_last_patch_are_never_masked():
+    covered = masked_cells(torch.ones(1, *GRID, dtype=torch.bool), SIZE)
+    assert covered[0, 0, :126, :996].all()  # (12 - 1) * 10 + 16 and (99 - 1) * 10 + 16
+    assert covered.sum() == 126 * 996
+
+
+def test_nothing_masked_covers_nothing():
+    assert masked_cells(torch.zeros(2, *GRID, dtype=torch.bool), SIZE).sum() == 0
+
+
+def test_patches_side_by_side_cover_everything_once():
+    covered = masked_cells(torch.ones(1, 2, 3, dtype=torch.bool), (32, 48), patch=16, stride=16)
+    assert covered.all()
+
+
+# Spectrograms
+
+
+@pytest.mark.parametrize("fill", [0.0, -1.0, 0.05])
+def test_only_masked_cells_change_and_they_become_the_fill(fill):
+    x = spectrogram(2)
+    before, mask = x.clone(), torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) > 0.9
+    masked, cells = mask_spectrogram(x, mask, fill=fill), masked_cells(mask, SIZE)
+    assert 0 < cells.sum() < cells.numel()
+    assert torch.equal(masked != x, cells)
+    assert set(masked[cells].tolist()) == {torch.tensor(fill).item()}
+    assert torch.equal(x, before)
+
+
+def test_each_clip_has_its_own_mask():
+    x = spectrogram(2)
+    masked = mask_spectrogram(x, torch.cat([only((0, 0)), only((5, 50))]))
+    assert (masked == 0).sum((1, 2, 3)).tolist() == [256, 256]
+    assert (masked[0, 0, :16, :16] == 0).all()
+    assert (masked[1, 0, 50:66, 500:516] == 0).all()
+
+
+def test_the_default_fill_is_black():
+    assert mask_spectrogram(spectrogram(), only((0, 0)))[0, 0, 3, 3] == 0
+
+
+def test_an_empty_mask_changes_nothing_and_a_full_one_leaves_the_rim():
+    x = spectrogram()
+    assert torch.equal(mask_spectrogram(x, only()), x)
+    full = mask_spectrogram(x, ~only())
+    assert full[0, 0, :126, :996].count_nonzero() == 0
+    assert torch.equal(full[..., 126:, :], x[..., 126:, :])
+    assert torch.equal(full[..., 996:], x[..., 996:])
+
+
+# Loss
+
+
+def test_a_perfect_reconstruction_has_loss_0():
+    x = spectrogram(2, (128, 101))
+    mask = torch.rand(2, 12, 9, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert reconstruction_loss(patchify(x), x, mask) == 0
+
+
+def test_the_loss_is_the_mean_over_the_cells_of_masked_patches():
+    # One row of three patches, off by 1, 2 and 3 throughout.
+    x = spectrogram(1, (16, 36))
+    off = patchify(x) + torch.tensor([1.0, 2.0, 3.0])[:, None]
+
+    def loss(*columns: int) -> float:
+        return float(reconstruction_loss(off, x, only(*((0, column) for column in columns), grid=(1, 3))))
+
+    assert loss(0) == pytest.approx(1, rel=1e-5)
+    assert loss(2) == pytest.approx(9, rel=1e-5)
+    assert loss(0, 2) == pytest.approx(5, rel=1e-5)
+    assert loss(0, 1, 2) == pytest.approx(14 / 3, rel=1e-5)
+
+
+def test_one_wrong_cell_counts_as_one_of_256():
+    x = spectrogram(1, (16, 26))
+    off = patchify(x)
+    off[0, 1, 100] += 4
+    assert reconstruction_loss(off, x, only((0, 1), grid=(1, 2))) == pytest.approx(16 / 256, rel=1e-5)
+
+
+def test_a_batch_is_averaged_over_its_masked_patches_not_over_its_clips():
+    x = spectrogram(2, (16, 36))
+    off = patchify(x)
+    off[0] += 1
+    off[1] += 3
+    mask = torch.tensor([[[True, True, True]], [[True, False, False]]])
+    assert reconstruction_loss(off, x, mask) == pytest.approx((3 * 1 + 9) / 4, rel=1e-5)
+
+
+def test_patches_that_are_not_masked_have_no_say():
+    x = spectrogram(1, (128, 101))
+    mask = only((2, 3), (7, 8), grid=(12, 9))
+    guess = torch.rand(1, 108, 256, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss = reconstruction_loss(guess, x, mask)
+    loss.backward()
+    moved = guess.grad.abs().sum(-1)[0].nonzero().flatten().tolist()
+    assert moved == [2 * 9 + 3, 7 * 9 + 8]
+    # d/dg mean((g - x)^2) over 2 * 256 cells.
+    expected = 2 * (guess - patchify(x)).detach()[0, moved] / 512
+    torch.testing.assert_close(guess.grad[0, moved], expected, rtol=1e-5, atol=1e-9)
+    with torch.no_grad():
+        other = torch.where(mask.flatten(1)[..., None], guess, 1e6)
+    assert reconstruction_loss(other, x, mask) == loss
+
+
+def test_an_empty_mask_has_loss_0_and_finite_gradients():
+    guess = torch.rand(1, 108, 256, requires_grad=True)
+    loss = reconstruction_loss(guess, spectrogram(1, (128, 101)), only(grid=(12, 9)))
+    loss.backward()
+    assert loss == 0
+    assert guess.grad.count_nonzero() == 0
+    assert guess.grad.isfinite().all()
+
+
+def test_a_reconstruction_in_bfloat16_is_compared_in_float32():
+    x = spectrogram(1, (128, 101))
+    loss = reconstruction_loss(patchify(x).bfloat16(), x, ~only(grid=(12, 9)))
+    assert loss.dtype == torch.float32
+    # bfloat16 rounds numbers below 1 by 2^-9 at most.
+    assert 0 < loss < 2.0**-18
+
+
+# Patches and back
+
+
+@pytest.mark.parametrize("size", [(128, 1001), (128, 101), (16, 16), (30, 47)])
+def test_patches_that_are_laid_out_again_are_the_spectrogram(size):
+    x = spectrogram(2, size)
+    laid = assemble(patchify(x), size)
+    rows, columns = (size[0] - 16) // 10 * 10 + 16, (size[1] - 16) // 10 * 10 + 16
+    # A cell lies in 1, 2 or 4 patches: the mean of equal float32 numbers is exact.
+    assert torch.equal(laid[..., :rows, :columns], x[..., :rows, :columns])
+    assert laid[..., rows:, :].count_nonzero() == 0
+    assert laid[..., columns:].count_nonzero() == 0
+
+
+def test_where_patches_overlap_the_mean_is_laid_out():
+    patches = torch.tensor([1.0, 3.0])[None, :, None].expand(1, 2, 256)
+    laid = assemble(patches, (16, 26))
+    assert laid[0, 0, 0].tolist() == [1.0] * 10 + [2.0] * 6 + [3.0] * 10
