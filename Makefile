@@ -3,7 +3,9 @@ PYTHON ?= python3
 PROFILE ?= demo
 BIN := .venv/bin
 
-.PHONY: reproduce test lint lab
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: reproduce test lint lab notebooks
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
 	$(BIN)/samsg reproduce --profile $(PROFILE)
 
@@ -16,6 +18,9 @@ lint: .venv/installed
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/installed  ## run the notebooks where they are, so that their outputs are up to date
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True notebooks/0*.ipynb
 
 .venv/installed: requirements.lock pyproject.toml
 	@echo 'Installing the pinned environment into .venv: a few minutes, about 6 GB.'

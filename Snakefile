@@ -50,6 +50,8 @@ rule all:
 
 
 rule data_preparation:
+    message:
+        "01_data_preparation: {wildcards.corpus}"
     input:
         notebook=ROOT / "notebooks/01_data_preparation.ipynb",
     output:
@@ -67,6 +69,8 @@ for before, stage in zip(["", *STAGES], STAGES):
     rule:
         name:
             stage[3:]
+        message:
+            f"{stage}: {{wildcards.corpus}}, {{wildcards.protocol}}, seed {{wildcards.seed}}"
         input:
             notebook=ROOT / f"notebooks/{stage}.ipynb",
             before=(
@@ -90,6 +94,8 @@ for protocol in PROTOCOLS:
     rule:
         name:
             f"tables_and_figures_{protocol}"
+        message:
+            "07_tables_and_figures: {params.protocol}"
         input:
             notebook=ROOT / "notebooks/07_tables_and_figures.ipynb",
             before=[

@@ -1,34 +1,34 @@
 # The public names; __init__.py imports each when it is first used.
-from .audio.spectrogram import LogMel
-from .audio.views import make_view
-from .corpora.catalogue import emotions_of
-from .corpora.catalogue import read_corpus
-from .corpora.splits import split
-from .method.deit import SpectrogramDeiT
-from .method.deit import patch_grid
-from .method.masking import assemble
-from .method.masking import important_patches
-from .method.masking import mask_spectrogram
-from .method.masking import masked_cells
-from .method.rollout import attention_maps
-from .method.rollout import attention_rollout
-from .method.rollout import rollout_row
-from .runs import Run
-from .runs import finished_runs
-from .runs import open_run
-from .runs import versions
-from .settings import Profile
-from .settings import SamsgError
-from .settings import home
-from .settings import load_profile
-from .training.stages import compute_masks
-from .training.stages import compute_rollout
-from .training.stages import load_model
-from .training.stages import new_model
-from .training.stages import new_probe
-from .training.stages import prepare
-from .training.stages import read_clips
-from .training.stages import read_examples
-from .training.stages import train_baseline
-from .training.stages import train_probe
-from .training.stages import train_samsg
+from .audio.spectrogram import LogMel as LogMel
+from .audio.views import make_view as make_view
+from .corpora.catalogue import emotions_of as emotions_of
+from .corpora.catalogue import read_corpus as read_corpus
+from .corpora.splits import split as split
+from .method.deit import SpectrogramDeiT as SpectrogramDeiT
+from .method.deit import patch_grid as patch_grid
+from .method.masking import assemble as assemble
+from .method.masking import important_patches as important_patches
+from .method.masking import mask_spectrogram as mask_spectrogram
+from .method.masking import masked_cells as masked_cells
+from .method.rollout import attention_maps as attention_maps
+from .method.rollout import attention_rollout as attention_rollout
+from .method.rollout import rollout_row as rollout_row
+from .runs import Run as Run
+from .runs import finished_runs as finished_runs
+from .runs import open_run as open_run
+from .runs import versions as versions
+from .settings import Profile as Profile
+from .settings import SamsgError as SamsgError
+from .settings import home as home
+from .settings import load_profile as load_profile
+from .training.stages import compute_masks as compute_masks
+from .training.stages import compute_rollout as compute_rollout
+from .training.stages import load_model as load_model
+from .training.stages import new_model as new_model
+from .training.stages import new_probe as new_probe
+from .training.stages import prepare as prepare
+from .training.stages import read_clips as read_clips
+from .training.stages import read_examples as read_examples
+from .training.stages import train_baseline as train_baseline
+from .training.stages import train_probe as train_probe
+from .training.stages import train_samsg as train_samsg

@@ -61,7 +61,7 @@ def reproduce(
     }
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", cores]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "--keep-going", "--rerun-incomplete"]
-    command += ["--quiet", "all" if not dry_run else "reason", *(["--dry-run"] if dry_run else [])]
+    command += ["--quiet", "host", "reason", *(["--dry-run"] if dry_run else [])]
     command += ["--config", *(f"{key}={value}" for key, value in asked.items())]
     figures = home() / "paper_figures" / chosen.name
     if not dry_run and _up_to_date(command):

@@ -59,7 +59,7 @@ def test_sizes_are_those_of_deit_and_tokens_those_of_the_paper(size, dim, heads,
     assert tokens.shape == (2, 1190, dim)
     assert logits.shape == (2, 7)
     assert patches.shape == (2, 1188, 256)
-    # Touvron et al. 2021, Table 1: 5 M, 22 M and 86 M; ours has no head of 1000 classes and a longer position embedding.
+    # Touvron et al. 2021, Table 1: 5 M, 22 M, 86 M; ours has no head of 1000 classes and more position embeddings.
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.14)
 
 
@@ -128,7 +128,9 @@ def test_normalize_shifts_and_scales_what_comes_in():
 
 
 def test_grey_has_the_mean_of_imagenets_colours():
-    assert IMAGENET_GREY == pytest.approx((sum(IMAGENET_DEFAULT_MEAN) / 3, sum(IMAGENET_DEFAULT_STD) / 3), abs=5e-4)
+    mean, deviation = IMAGENET_GREY
+    assert mean == pytest.approx(sum(IMAGENET_DEFAULT_MEAN) / 3, abs=5e-4)  # to three digits
+    assert deviation == pytest.approx(sum(IMAGENET_DEFAULT_STD) / 3, abs=5e-4)
 
 
 # The same numbers as AST's own code

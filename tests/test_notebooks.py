@@ -39,7 +39,18 @@ def test_the_notebooks_run_in_order_and_print_what_is_committed(tmp_path: Path) 
     for path in NOTEBOOKS:
         copy = parameterize_notebook(nbformat.read(path, 4), {"profile": "smoke"})
         nbformat.write(copy, tmp_path / path.name)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval-lax", "-p", "no:cacheprovider", "--rootdir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--nbval-lax",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tmp_path,
+    ]
     environment = {**os.environ, "SAMSG_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [*map(str, command), *(str(tmp_path / path.name) for path in NOTEBOOKS)],

@@ -167,7 +167,7 @@ def test_chance_has_no_folds(official):
 
 @pytest.mark.parametrize("protocol", ["random", "speaker"])
 def test_a_class_of_fewer_than_three_clips_is_refused_by_name(protocol):
-    with pytest.raises(SamsgError, match="has 2 clips of 'sad'; 3 are needed at least.*leave that class out"):
+    with pytest.raises(SamsgError, match=r"has 2 clips of 'sad'; 3 are needed at least.*leave that class out"):
         split(corpus({"calm": 9, "sad": 2, "glad": 9}), protocol)
 
 

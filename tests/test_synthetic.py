@@ -37,7 +37,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """All three corpora, small."""
     parent = tmp_path_factory.mktemp("data")
     for name, settings in SETTINGS.items():
-        write_corpus(name, parent / name, settings, progress=False)
+        write_corpus(name, parent / name, settings)
     return {name: parent / name for name in SETTINGS}
 
 
@@ -86,9 +86,9 @@ def test_clips_differ_in_length(folders):
 
 def test_same_seed_same_bytes_whatever_was_spoken_before(folders, tmp_path):
     # These are fewer clips, spoken in another order after other corpora: eSpeak's own state must not leak into them.
-    write_corpus("crema_d", tmp_path / "c", SETTINGS["crema_d"].model_copy(update={"speakers": 1}), progress=False)
-    write_corpus("emodb", tmp_path / "e", SETTINGS["emodb"].model_copy(update={"sentences": 2}), progress=False)
-    write_corpus("savee", tmp_path / "s", SETTINGS["savee"].model_copy(update={"sentences": 1}), progress=False)
+    write_corpus("crema_d", tmp_path / "c", SETTINGS["crema_d"].model_copy(update={"speakers": 1}))
+    write_corpus("emodb", tmp_path / "e", SETTINGS["emodb"].model_copy(update={"sentences": 2}))
+    write_corpus("savee", tmp_path / "s", SETTINGS["savee"].model_copy(update={"sentences": 1}))
     for name, short in {"crema_d": "c", "emodb": "e", "savee": "s"}.items():
         again, before = sounds(tmp_path / short), sounds(folders[name])
         assert len(again) >= 8
@@ -97,7 +97,7 @@ def test_same_seed_same_bytes_whatever_was_spoken_before(folders, tmp_path):
 
 def test_other_seed_other_bytes(folders, tmp_path):
     settings = SyntheticSettings(speakers=1, sentences=1, seed=1)
-    write_corpus("emodb", tmp_path / "emodb", settings, progress=False)
+    write_corpus("emodb", tmp_path / "emodb", settings)
     other = sounds(tmp_path / "emodb")
     assert len(other) == 7
     assert all(sounds(folders["emodb"])[path] != content for path, content in other.items())
@@ -142,19 +142,19 @@ def test_note_says_what_it_is(folders):
 
 def test_written_once(folders):
     before = {path: path.stat().st_mtime_ns for path in folders["emodb"].rglob("*")}
-    write_corpus("emodb", folders["emodb"], SETTINGS["emodb"], progress=False)
+    write_corpus("emodb", folders["emodb"], SETTINGS["emodb"])
     assert before == {path: path.stat().st_mtime_ns for path in folders["emodb"].rglob("*")}
 
 
 def test_other_settings_are_refused(folders):
     with pytest.raises(SamsgError, match="Remove that folder"):
-        write_corpus("emodb", folders["emodb"], SyntheticSettings(speakers=1), progress=False)
+        write_corpus("emodb", folders["emodb"], SyntheticSettings(speakers=1))
 
 
 def test_real_files_are_left_alone(tmp_path):
     (tmp_path / "03a01Fa.wav").write_bytes(b"RIFF")
     with pytest.raises(SamsgError, match="not synthetic"):
-        write_corpus("emodb", tmp_path, SyntheticSettings(), progress=False)
+        write_corpus("emodb", tmp_path, SyntheticSettings())
     assert [path.name for path in tmp_path.iterdir()] == ["03a01Fa.wav"]
 
 
@@ -170,7 +170,7 @@ def test_real_files_are_left_alone(tmp_path):
 )
 def test_what_the_names_do_not_allow(tmp_path, name, settings, message):
     with pytest.raises(SamsgError, match=message):
-        write_corpus(name, tmp_path / "new", SyntheticSettings(**settings), progress=False)
+        write_corpus(name, tmp_path / "new", SyntheticSettings(**settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -186,11 +186,11 @@ def test_nothing_is_left_of_a_half_made_corpus(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic.soundfile, "write", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
-        write_corpus("emodb", tmp_path / "emodb", SETTINGS["emodb"], progress=False)
+        write_corpus("emodb", tmp_path / "emodb", SETTINGS["emodb"])
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_parselmouth_is_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "parselmouth", None)
     with pytest.raises(SamsgError, match=r"\.\[synthetic\]"):
-        write_corpus("emodb", tmp_path / "emodb", SyntheticSettings(), progress=False)
+        write_corpus("emodb", tmp_path / "emodb", SyntheticSettings())

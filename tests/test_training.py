@@ -31,7 +31,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(12):
             time = np.arange(8000) / 16_000
             tone = 0.3 * np.sin(2 * np.pi * frequency * random.uniform(0.9, 1.1) * time)
-            soundfile.write(tmp_path / f"tones/{emotion}{number}.wav", tone + 0.01 * random.standard_normal(8000), 16_000)
+            soundfile.write(
+                tmp_path / f"tones/{emotion}{number}.wav", tone + 0.01 * random.standard_normal(8000), 16_000
+            )
             lines.append(f"tones/{emotion}{number}.wav,{emotion},s{number % 4}")
     (tmp_path / "tones.csv").write_text("\n".join(lines))
     profile = {
@@ -259,5 +261,5 @@ def test_a_stage_without_the_one_before_names_its_notebook(home: Path, stage: ob
 
 def test_a_changed_setting_is_an_error_that_shows_the_difference(home: Path) -> None:
     samsg.prepare(run_of(home))
-    with pytest.raises(SamsgError, match="audio.hop was 256 and is now 128"):
+    with pytest.raises(SamsgError, match=r"audio\.hop was 256 and is now 128"):
         samsg.prepare(run_of(home, audio={"hop": 128}))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,36 +57,50 @@ class WaveformStore:
         return torch.from_numpy(self._samples[start : start + length].copy())
 
 
+def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], text: str) -> Iterator[Any]:
+    """Apply a function to items on all cores, in order, with a progress bar.
+
+    One thread an item: on work as small as a clip, torch's own threads wait for each other more than they work.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from progress_bar(pool.map(function, items), text, len(items), "clip")
+    finally:
+        torch.set_num_threads(threads)
+
+
 def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings) -> None:
     """Read every file of a manifest once and write samples.npy and clips.csv.
 
     Raises:
         SamsgError: a file cannot be read; the message names it.
     """
-    with ThreadPoolExecutor() as pool:
-        read = pool.map(lambda path: read_sound(root / path, audio.sample_rate).numpy(), manifest["path"])
-        sounds = list(progress_bar(read, "reading sounds", len(manifest), "clip"))
+
+    def read(path: str) -> np.ndarray:
+        return read_sound(root / path, audio.sample_rate).numpy()
+
+    sounds = list(in_parallel(read, list(manifest["path"]), "reading sounds"))
     lengths = np.array([len(sound) for sound in sounds])
     np.save(folder / "samples.npy", np.concatenate(sounds))
     clips = manifest.assign(start=np.concatenate([[0], lengths.cumsum()[:-1]]), samples=lengths)
     clips.to_csv(folder / "clips.csv", index=False)
 
 
-def write_spectrograms(
-    store: WaveformStore,
-    folder: Path,
-    audio: AudioSettings,
-    views: ViewSettings,
-) -> None:
+def write_spectrograms(store: WaveformStore, folder: Path, audio: AudioSettings, views: ViewSettings) -> None:
     """Compute the log-mel spectrogram of every view of every clip and write views.npy: (V, N, 128, 1001), float16.
 
-    Half precision keeps values of [0, 1] to 0.0005, a fifth of what 8-bit grey images keep, and 0 exactly.
+    Half precision keeps values of [0, 1] to 0.0003, a tenth of what 8-bit grey pictures do, and 0 exactly.
     """
     shape = (len(views.names), len(store), audio.n_mels, audio.n_frames)
     spectrograms = np.lib.format.open_memmap(folder / "views.npy", "w+", np.float16, shape)
     log_mel = LogMel(audio)
-    for index in progress_bar(range(len(store)), "spectrograms", len(store), "clip"):
+
+    def compute(index: int) -> np.ndarray:
         clip = store.clips["clip"].iat[index]
         waveforms = torch.stack([make_view(store[index], clip, view, audio, views) for view in views.names])
-        spectrograms[:, index] = log_mel(waveforms)[:, 0].numpy()  # (V, 128, 1001)
+        return log_mel(waveforms)[:, 0].numpy()  # (V, 128, 1001)
+
+    for index, pictures in enumerate(in_parallel(compute, range(len(store)), "spectrograms")):
+        spectrograms[:, index] = pictures
     spectrograms.flush()

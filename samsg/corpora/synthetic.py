@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import soundfile
 from scipy import fft, ndimage, signal
-from tqdm.auto import tqdm
 
 from samsg.corpora.catalogue import GRAMMARS
+from samsg.runs import progress_bar
 from samsg.settings import SamsgError, SyntheticSettings, nearest
 
 NOTE = "SYNTHETIC.txt"
@@ -173,7 +173,7 @@ class Clip:
     strength: float = 1.0
 
 
-def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress: bool = True) -> None:
+def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     """Speak a synthetic corpus into a folder, under the real one's file names and layout.
 
     A folder that holds it already, made with the same settings, is left as it is. A clip depends on its name and on the
@@ -183,7 +183,6 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress:
         name: 'savee', 'emodb' or 'crema_d'.
         folder: appears when all clips are in it; its parents are made.
         settings: number of speakers, sentences, takes, and the seed.
-        progress: show a bar.
 
     Raises:
         SamsgError: no such corpus; more speakers, sentences or takes than it has names for; a folder that holds
@@ -205,7 +204,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings, progress:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         partial = Path(scratch) / folder.name
         clips = list(_clips(name, settings))
-        for clip in tqdm(clips, desc=f"speaking {name}", unit="clip", disable=not progress):
+        for clip in progress_bar(clips, f"speaking {name}", len(clips), "clip"):
             path = partial / clip.path
             path.parent.mkdir(parents=True, exist_ok=True)
             sound = _speak(parselmouth, name, clip, settings.seed)

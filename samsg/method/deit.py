@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from samsg.settings import SamsgError
-
 
 # Mean and standard deviation of ImageNet's pictures in grey: the mean of timm's IMAGENET_DEFAULT_MEAN and _STD.
 IMAGENET_GREY = (0.449, 0.226)

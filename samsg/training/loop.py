@@ -233,6 +233,6 @@ def fit(
 
 
 def best_epoch(history: list[dict[str, Any]] | pd.DataFrame) -> int:
-    """The epoch whose weights are kept: highest validation accuracy, ties to the lower validation loss, then earlier."""
+    """The epoch whose weights are kept: highest validation accuracy, ties to the lower loss, then the earlier."""
     rows = history.to_dict("records") if isinstance(history, pd.DataFrame) else history
     return min(rows, key=lambda row: (-row["validation_accuracy"], row["validation_loss"], row["epoch"]))["epoch"]

@@ -1,0 +1,85 @@
+"""The command ``samsg`` and the workflow behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import samsg
+from samsg.cli import listed
+
+SAMSG = str(Path(sys.executable).parent / "samsg")
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"SAMSG_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([SAMSG, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_lists_are_given_with_commas_or_spaces() -> None:
+    assert listed("a,b c") == listed(["a,b", "c"]) == ["a", "b", "c"]
+    assert listed((0, 1)) == ["0", "1"]
+    assert listed("") == []
+
+
+def test_every_public_name_can_be_had() -> None:
+    assert {"LogMel", "SpectrogramDeiT", "attention_rollout", "split"} <= set(samsg.__all__)
+    assert all(getattr(samsg, name) is not None for name in samsg.__all__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--profile", "dmeo"], "Did you mean 'demo'?"),
+        (["--corpora", "emodbb"], "Did you mean 'emodb'?"),
+        (["--protocol", "speakers"], "Did you mean 'speaker'?"),
+        (["--seeds", "-1"], "A seed is a whole number from 0; got '-1'."),
+    ],
+)
+def test_a_wrong_name_is_one_sentence_with_the_nearest_right_one(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = run("reproduce", *arguments, home=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("samsg: ") and said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.done"))
+
+
+def test_profiles_are_listed_with_what_they_are(tmp_path: Path) -> None:
+    done = run("profiles", home=tmp_path)
+    assert done.returncode == 0
+    for name in ("paper", "scratch", "demo", "smoke"):
+        assert f"\n{name} " in "\n" + done.stdout
+
+
+def test_a_dry_run_plans_each_notebook_once_for_each_corpus_protocol_and_seed(tmp_path: Path) -> None:
+    done = run(
+        "reproduce", "--profile", "smoke", "--corpora", "emodb,savee", "--seeds", "0,1", "--dry-run", home=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    plan = done.stdout + done.stderr
+    for corpus in ("emodb", "savee"):
+        assert plan.count(f"01_data_preparation: {corpus}") == 1
+        for seed in (0, 1):
+            assert plan.count(f"02_baseline: {corpus}, random, seed {seed}") == 1
+            assert plan.count(f"06_linear_probe: {corpus}, random, seed {seed}") == 1
+    assert "crema_d" not in plan
+    assert plan.count("07_tables_and_figures: random") == 1
+
+
+def test_a_failed_notebook_is_kept_and_its_error_is_said(tmp_path: Path) -> None:
+    """A corpus that is not there: the message says what was looked for and where; nothing is left half done."""
+    profile = {"extends": "smoke", "corpora": {"savee": {"root": "nowhere", "synthetic": None}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    done = run("reproduce", "--profile", str(tmp_path / "mine.yaml"), home=tmp_path)
+    assert done.returncode == 1
+    assert "SAVEE was looked for in" in done.stderr and "nowhere, which is no folder" in done.stderr
+    kept = tmp_path / "runs/mine/savee/notebooks/01_data_preparation.ipynb"
+    assert str(kept) in done.stderr
+    assert '"output_type": "error"' in kept.read_text()
+    assert not kept.with_suffix(".done").exists()
