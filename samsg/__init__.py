@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 import lazy_loader
 
-# OpenMP's threads wait for each other spinning, unless told otherwise before torch is loaded; as soon as another process
-# wants a core, that makes a training step many times slower. Sleeping costs nothing on an idle machine.
+# OpenMP's threads wait for each other spinning, unless told otherwise before torch is loaded: as soon as another
+# process wants a core, that makes a training step many times slower. Sleeping costs nothing on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("samsg")

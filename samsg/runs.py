@@ -136,16 +136,18 @@ class Run:
     def settings(self, name: str) -> dict[str, Any]:
         """The settings that decide a stage's result: its own, and those of every stage before it."""
         profile = self.profile.model_dump(mode="json")
+        corpus = profile["corpora"][self.corpus]
+        sounds = {"corpus": {key: corpus[key] for key in ("reader", "synthetic")}}
         groups = ["audio"]
         groups += [] if name == "waveforms" else ["views"]
         if name in ("waveforms", "spectrograms"):
-            return {group: profile[group] for group in groups}
+            return {**sounds, **{group: profile[group] for group in groups}}
         groups += ["model", "training"]
         for stage_name, its in (("rollout", "rollout"), ("masks", "mask"), ("samsg", "samsg"), ("probe", "probe")):
             if list(NOTEBOOKS).index(name) >= list(NOTEBOOKS).index(stage_name):
                 groups.append(its)
         chosen = {group: profile[group] for group in groups}
-        return {**chosen, "protocol": self.protocol, "seed": self.seed}
+        return {**sounds, **chosen, "protocol": self.protocol, "seed": self.seed}
 
     def require(self, name: str) -> Path:
         """The folder of a stage that must be there by now.

@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,8 +27,9 @@ class SamsgError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that lists what is known and, if one is close, what was probably meant."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean '{close[0]}'?" if close else ""
+    folded = {entry.casefold(): entry for entry in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    meant = f" Did you mean '{folded[close[0]]}'?" if close else ""
     return f"known: {', '.join(known)}.{meant}"
 
 
@@ -79,7 +80,7 @@ class ViewSettings(Settings):
     seed: int = 0
     snr: tuple[float, float] = (15.0, 30.0)  # dB, of the white noise
     shift: float = Field(0.4, ge=0)  # s, at most, to either side
-    speed: tuple[float, float] = (0.9, 1.1)
+    speed: tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=10)]] = (0.9, 1.1)
 
     @field_validator("names")
     @classmethod
@@ -87,6 +88,13 @@ class ViewSettings(Settings):
         if len(set(names)) != len(names) or "clean" not in names:
             raise ValueError("name each view once, 'clean' among them")
         return names
+
+    @field_validator("snr", "speed")
+    @classmethod
+    def _is_range(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError("give the lower bound first")
+        return bounds
 
 
 class ModelSettings(Settings):
@@ -180,7 +188,7 @@ class Profile(Settings):
     description: str = ""
     corpora: dict[str, CorpusSettings]
     protocols: tuple[str, ...] = ("random",)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     audio: AudioSettings = AudioSettings()
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
@@ -239,7 +247,10 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else REPOSITORY / "configs" / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = (chain[-1].parent if chain else Path()) / Path(name).expanduser()  # a parent is named from its child
+    else:
+        path = REPOSITORY / "configs" / f"{name}.yaml"
     if not path.is_file():
         raise SamsgError(
             f"There is no profile '{name}' (looked for {path}); {nearest(name, profile_names())} "
@@ -267,36 +278,42 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     return {**content, "name": path.stem}
 
 
+def _settings_in(annotation: Any) -> type[Settings]:
+    """The group of settings in ``Group``, ``Group | None`` or ``dict[str, Group]``."""
+    kinds = (annotation, *get_args(annotation))
+    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings))
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
         where, message = ".".join(place), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            group: Any = Profile
+            group: type[Settings] = Profile
             for part in place[:-1]:
-                group = getattr(group, "model_fields", {}).get(part)
-                group = getattr(group, "annotation", CorpusSettings)
-            known = getattr(group, "model_fields", CorpusSettings.model_fields)
-            message = f"there is no such setting; {nearest(place[-1], known)}"
+                if part in group.model_fields:  # a corpus' name is none
+                    group = _settings_in(group.model_fields[part].annotation)
+            message = f"there is no such setting; {nearest(place[-1], group.model_fields)}"
         else:
             message += f" (found {problem.get('input')!r})"
         lines.append(f"{where}: {message}")
     return "; ".join(lines)
 
 
-def load_profile(name: str | Path = "demo", **overrides: Any) -> Profile:
+def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
     """Read a profile from configs/ or from a YAML file, and change some of its settings.
 
     Args:
-        name: a name in configs/, or the path of a .yaml file.
-        overrides: settings to change, groups as dictionaries: ``mask={"threshold": 0.4}``.
+        profile: a name in configs/, or the path of a .yaml file.
+        overrides: settings to change, groups as dictionaries: ``mask={"threshold": 0.4}``; with another ``name`` the
+            changed profile keeps runs of its own.
 
     Raises:
         SamsgError: there is no such profile, or a setting is unknown or out of range.
     """
-    content = _merge(_read(str(name)), overrides)
+    content = _merge(_read(str(profile)), overrides)
     try:
         return Profile(**content)
     except ValidationError as error:
-        raise SamsgError(f"Profile '{name}' has settings that cannot be: {_explain(error)}") from error
+        raise SamsgError(f"Profile '{profile}' has settings that cannot be: {_explain(error)}") from error

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samsg.corpora.splits import PARTS, folds, split
@@ -72,6 +72,7 @@ def test_test_and_validation_sets_have_the_papers_sizes(official, name, n):
     st.sampled_from(["random", "speaker", "sentence"]),
     st.integers(0, 50),
 )
+@example([3, 3], "speaker", 0)  # more speakers than clips of any emotion
 def test_every_clip_is_in_one_part_and_nothing_else_changes(counts, protocol, seed):
     manifest = corpus({f"e{n}": count for n, count in enumerate(counts)})
     parts = split(manifest, protocol, seed)
@@ -141,6 +142,25 @@ def test_the_folds_test_every_clip_once_and_validate_every_clip_once(official, n
     assert (parts == "test").sum(axis=1).eq(1).all()
     assert (parts == "validation").sum(axis=1).eq(1).all()
     assert (parts == "test").any().all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(3, 14), st.integers(3, 40), st.integers(0, 1000))
+@example(12, 3, 0)
+def test_unequal_groups_are_dealt_just_as_evenly(n_groups, per_emotion, seed):
+    manifest = corpus({"calm": per_emotion, "glad": 2 * per_emotion, "sad": 3 * per_emotion})
+    shares = 1 / np.arange(1, n_groups + 1)  # the first speaks most, the last hardly at all
+    speakers = np.random.default_rng(seed).choice(n_groups, len(manifest), p=shares / shares.sum())
+    speakers[:3] = range(3)
+    manifest["speaker"] = [f"s{speaker}" for speaker in speakers]
+    k = folds(manifest, "speaker")
+    parts = pd.DataFrame({fold: split(manifest, "speaker", fold)["part"] for fold in range(k)})
+    assert 3 <= k <= 10
+    assert (parts == "test").sum(axis=1).eq(1).all()
+    assert (parts == "validation").sum(axis=1).eq(1).all()
+    assert (parts == "test").any().all()
+    for fold in range(k):
+        assert manifest.assign(part=parts[fold]).groupby("speaker")["part"].nunique().eq(1).all()
 
 
 def test_the_next_deal_mixes_the_folds_anew(official):

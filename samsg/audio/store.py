@@ -45,7 +45,8 @@ class WaveformStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.clips = pd.read_csv(folder / "clips.csv", dtype={"speaker": str, "sentence": str}, keep_default_na=False)
+        self.clips = pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
+        self.clips = self.clips.astype({"start": int, "samples": int})
         self._samples = np.load(folder / "samples.npy", mmap_mode="r")
 
     def __len__(self) -> int:

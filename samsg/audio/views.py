@@ -40,7 +40,7 @@ def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, view
         waveform = resample(waveform, factor, 100)
     waveform = fit(waveform, audio.n_samples)
     if view == "shift":
-        limit = round(views.shift * audio.sample_rate)
+        limit = min(round(views.shift * audio.sample_rate), audio.n_samples)
         by = int(generator.integers(-limit, limit + 1))
         shifted = torch.zeros_like(waveform)
         shifted[max(by, 0) : len(waveform) + min(by, 0)] = waveform[max(-by, 0) : len(waveform) - max(by, 0)]

@@ -96,7 +96,12 @@ def parse_path(path: str, corpus: str) -> dict[str, str] | None:
     codes = {code.lower(): emotion for code, emotion in grammar.emotions.items()}
     emotion = codes[match["code"].lower()]
     speaker, sentence = match["speaker"].upper(), match["sentence"]
-    clip = Path(path).stem
+    # Clips and sentences are named as the corpus names them, whatever the case of the copy's file names.
+    if corpus == "emodb":
+        sentence = sentence.lower()
+        clip = f"{speaker}{sentence}{match['code'].upper()}{match['version'].lower()}"
+    else:
+        sentence, clip = sentence.upper(), Path(path).stem.upper()
     if corpus == "savee":
         clip = f"{speaker}_{match['code'].lower()}{sentence}"
         # Numbers 01 to 03 are the same sentences in every emotion, the others the emotion's own.
@@ -165,7 +170,8 @@ def _read_csv(path: Path, root: str | Path | None) -> pd.DataFrame:
     if not path.is_file():
         raise SamsgError(f"The corpus was looked for in {path}, which is no file; give the CSV that lists it.")
     try:
-        given = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+        given = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False, index_col=False)
+        given = given.rename(columns=str.strip).apply(lambda column: column.str.strip())
     except (ValueError, pd.errors.ParserError) as error:
         raise SamsgError(f"{path} cannot be read as CSV: {error}") from error
     lacking = [column for column in ("path", "emotion") if column not in given]

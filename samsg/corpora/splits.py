@@ -7,6 +7,7 @@ Figure 5 fit a split stratified by emotion (see docs/ambiguities.md), which is w
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -45,13 +46,19 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     if protocol == "random":
         parts = _by_chance(manifest["emotion"], seed)
     else:
-        parts = _by_group(manifest["emotion"], manifest[protocol], protocol, seed)
+        groups = manifest[protocol].fillna("") if protocol in manifest else pd.Series("", manifest.index)
+        parts = _by_group(manifest["emotion"], groups, protocol, seed)
     return manifest.assign(part=parts)
 
 
 def folds(manifest: pd.DataFrame, protocol: str) -> int:
     """How many seeds test every clip once: 1 for 'random', which has no folds."""
-    return 1 if protocol == "random" else min(manifest[protocol].nunique(), MOST_FOLDS)
+    return 1 if protocol == "random" else _n_folds(manifest["emotion"], manifest[protocol])
+
+
+def _n_folds(emotions: pd.Series, groups: pd.Series) -> int:
+    # scikit-learn deals no more folds than the most frequent emotion has clips.
+    return min(groups.nunique(), MOST_FOLDS, int(emotions.value_counts().max()))
 
 
 def _by_chance(emotions: pd.Series, seed: int) -> np.ndarray:
@@ -68,9 +75,11 @@ def _by_group(emotions: pd.Series, groups: pd.Series, protocol: str, seed: int) 
             f"Protocol '{protocol}' needs a {protocol} for every clip and 3 of them at least; found {n_groups}"
             f"{' and clips without one' if (groups == '').any() else ''}. Use 'random', or complete the manifest."
         )
-    k = min(n_groups, MOST_FOLDS)
+    k = _n_folds(emotions, groups)
     deal, fold = divmod(seed, k)
-    dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=deal).split(emotions, emotions, groups))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # a rare emotion may miss a fold
+        dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=deal).split(emotions, emotions, groups))
     # The next fold validates: it is disjoint from the test fold, in its groups too.
     return _parts(len(emotions), dealt[(fold + 1) % k][1], dealt[fold][1])
 

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from samsg.settings import SamsgError
+from samsg.settings import SamsgError, nearest
 
 # Mean and standard deviation of ImageNet's pictures in grey: the mean of timm's IMAGENET_DEFAULT_MEAN and _STD.
 IMAGENET_GREY = (0.449, 0.226)
+SIZES = ("tiny", "small", "base")
 
 
 class OverlappingPatchEmbed(PatchEmbed):
@@ -74,7 +75,7 @@ class SpectrogramDeiT(nn.Module):
             ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated as the grey pictures that DeiT was trained on.
 
     Raises:
-        SamsgError: the weights cannot be had or do not fit.
+        SamsgError: no such size, or weights that cannot be had or do not fit.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class SpectrogramDeiT(nn.Module):
         super().__init__()
         self.patch, self.stride, self.normalize = patch, stride, normalize
         self.grid = patch_grid(n_mels, n_frames, patch, stride)
+        if size not in SIZES:
+            raise SamsgError(f"There is no DeiT of size '{size}'; {nearest(size, SIZES)}")
         self.vit = _distilled_deit(
             f"deit_{size}_distilled_patch16_224",
             weights,

@@ -43,13 +43,14 @@ def _blocks_and_inputs(model: nn.Module, spectrogram: Tensor) -> tuple[list[nn.M
     blocks = list(getattr(vit, "blocks", []))
     if not blocks or not all(hasattr(getattr(block, "attn", None), "qkv") for block in blocks):
         raise SamsgError(f"Rollout needs a ViT whose blocks have attn.qkv, as timm's; got {type(vit).__name__}.")
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with _attention_inputs(blocks) as inputs:
             (model.tokens if isinstance(model, SpectrogramDeiT) else model.forward_features)(spectrogram)
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     return blocks, inputs
 
 
@@ -140,4 +141,4 @@ def attention_rollout(
     """
     row = rollout_row(model, spectrogram, alpha, order, token, layers)
     heat = row[:, model.vit.num_prefix_tokens :].unflatten(1, model.grid)  # (B, 12, 99)
-    return heat / heat.amax((1, 2), keepdim=True)
+    return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
