@@ -123,6 +123,9 @@ class MaskSettings(Settings):
 
     strategy: Literal["rollout", "none"] = "rollout"
     threshold: float = Field(0.5, ge=0, le=1)
+    scale: Literal["max", "minmax"] = (
+        "max"  # what the threshold is compared with: the row over its maximum, or stretched
+    )
     fill: float = 0.0
 
 

@@ -217,3 +217,10 @@ def test_where_patches_overlap_the_mean_is_laid_out():
     patches = torch.tensor([1.0, 3.0])[None, :, None].expand(1, 2, 256)
     laid = assemble(patches, (16, 26))
     assert laid[0, 0, 0].tolist() == [1.0] * 10 + [2.0] * 6 + [3.0] * 10
+
+
+def test_stretched_rollout_masks_the_upper_half_of_its_range() -> None:
+    heat = torch.tensor([[[0.8, 0.85, 0.95, 1.0]], [[0.0, 0.4, 0.6, 1.0]], [[1.0, 1.0, 1.0, 1.0]]])
+    assert important_patches(heat).sum((1, 2)).tolist() == [4, 2, 4]
+    stretched = important_patches(heat, scale="minmax")
+    assert stretched[:, 0].tolist() == [[False, False, True, True], [False, False, True, True], [False] * 4]

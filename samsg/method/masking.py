@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,13 +11,19 @@ from torch import Tensor
 from samsg.method.deit import patchify
 
 
-def important_patches(heat: Tensor, threshold: float = 0.5) -> Tensor:
+def important_patches(heat: Tensor, threshold: float = 0.5, scale: Literal["max", "minmax"] = "max") -> Tensor:
     """The patches that the model relies on: (B, 12, 99) -> bool (B, 12, 99), true above the threshold.
 
     Args:
         heat: rollout with largest value 1, as ``attention_rollout`` returns it.
         threshold: 0.5 in the paper.
+        scale: 'max' compares the rollout as it is; 'minmax' stretches each clip's from its least value, 0, to its
+            largest, 1, which tells patches apart where attention is nearly even. Rollout that is even throughout
+            has no important patches then.
     """
+    if scale == "minmax":
+        least = heat.amin((-2, -1), keepdim=True)
+        heat = (heat - least) / (heat.amax((-2, -1), keepdim=True) - least).clamp(min=torch.finfo(heat.dtype).tiny)
     return heat > threshold
 
 

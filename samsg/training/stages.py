@@ -156,7 +156,8 @@ def compute_masks(run: Run) -> Path:
         known = ~np.isnan(heat[:, :, 0, 0])  # (V, N)
         masks = np.zeros(heat.shape, dtype=bool)
         if run.profile.mask.strategy == "rollout":
-            masks = important_patches(torch.from_numpy(heat), run.profile.mask.threshold).numpy()
+            its = run.profile.mask
+            masks = important_patches(torch.from_numpy(heat).float(), its.threshold, its.scale).numpy()
         with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
             np.save(file, masks)
         clips = read_clips(run)[["clip", "part", "emotion"]]
