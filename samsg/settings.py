@@ -177,7 +177,8 @@ class SyntheticSettings(Settings):
 class CorpusSettings(Settings):
     """Where a corpus lies and what must be said of it."""
 
-    reader: str = ""  # 'savee', 'emodb', 'crema_d', or a CSV file's path; empty: the corpus' own name
+    # 'savee', 'emodb', 'crema_d', 'folders' (one for each class), or a CSV file's path; empty: the corpus' own name
+    reader: str = ""
     root: str = ""  # folder of its sound files, below the home folder unless absolute
     title: str = ""  # as tables and figures name it
     note: str = ""  # what every table and figure must say of it: 'synthetic speech'
@@ -231,8 +232,10 @@ class Profile(Settings):
         return ", ".join(filter(None, said))
 
     def root(self, name: str) -> Path:
-        """The folder of a corpus' sound files."""
-        return home() / Path(self.corpus(name).root or f"data/{name}").expanduser()
+        """The folder of a corpus' sound files; that of its list, for a CSV, unless set."""
+        corpus = self.corpus(name)
+        listed = Path(corpus.reader).parent if corpus.reader.lower().endswith(".csv") else f"data/{name}"
+        return home() / Path(corpus.root or listed).expanduser()
 
 
 def profile_names() -> list[str]:

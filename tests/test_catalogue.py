@@ -210,7 +210,7 @@ def test_both_layouts_of_savee_at_once_are_refused(tmp_path):
 
 
 def test_an_unknown_corpus_names_the_nearest():
-    with pytest.raises(SamsgError, match=r"no corpus 'emdob'; known: crema_d, emodb, savee\. Did you mean 'emodb'\?"):
+    with pytest.raises(SamsgError, match=r"no corpus 'emdob'; known: .*folders, savee\. Did you mean 'emodb'\?"):
         read_corpus("emdob")
 
 
@@ -293,3 +293,27 @@ def test_a_csv_in_another_encoding_is_named(tmp_path):
 def test_a_missing_csv_is_named(tmp_path):
     with pytest.raises(SamsgError, match=r"nowhere\.csv, which is no file"):
         read_corpus(str(tmp_path / "nowhere.csv"))
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    for name in ("mixed other/eins ä.wav", "calm/deep/zwei.FLAC", "calm/drei.ogg", "calm/._drei.ogg", "calm/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    manifest = read_corpus("folders", tmp_path)
+    assert dict(zip(manifest["path"], manifest["emotion"], strict=True)) == {
+        "calm/deep/zwei.FLAC": "calm",
+        "calm/drei.ogg": "calm",
+        "mixed other/eins ä.wav": "mixed other",
+    }
+    with pytest.raises(SamsgError, match="one folder for each class"):
+        read_corpus("folders", tmp_path / "calm")
+
+
+@pytest.mark.parametrize("outside", ["../secret.wav", "/etc/hostname"])
+def test_a_csv_lists_files_below_its_folder_only(tmp_path: Path, outside: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "secret.wav").touch()
+    (tmp_path / "corpus/one.wav").touch()
+    (tmp_path / "corpus/list.csv").write_text(f"path,emotion\none.wav,calm\n{outside},anger\n")
+    with pytest.raises(SamsgError, match="lies outside"):
+        read_corpus(str(tmp_path / "corpus/list.csv"))

@@ -168,3 +168,28 @@ def test_an_unknown_cluster():
 def test_class_names():
     predictions = drawn(5, 0.5, 0).assign(p_anger=0.0, p_fear=0.5, p_neutral=0.5, seed=0)
     assert metrics.class_names(predictions) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("printed", "n", "fitting"),
+    [
+        (79.17, 72, [57]),
+        (94.44, 72, [68]),
+        (88.75, 80, [71]),
+        (88.75, 81, []),
+        (96.30, 80, []),
+        (96.30, 81, [78]),
+        (67.20, 1116, [750]),
+        (67.20, 1117, []),
+        (85.94, 1116, []),
+        (85.94, 1117, [960]),
+    ],
+)
+def test_which_counts_fit_the_papers_percentages(printed: float, n: int, fitting: list[int]) -> None:
+    assert metrics.fitting_counts(printed, n) == fitting
+
+
+def test_every_count_fits_its_own_percentage() -> None:
+    for n in (7, 72, 81, 1117):
+        for k in range(n + 1):
+            assert k in metrics.fitting_counts(round(100 * k / n, 2), n)

@@ -109,7 +109,7 @@ def test_a_cut_corpus_says_so():
 def test_a_profile_changes_what_it_names_and_inherits_the_rest():
     paper, scratch = load_profile("paper").model_dump(), load_profile("scratch").model_dump()
     assert differing(paper, scratch) == {
-        "name", "description", "model.weights", "training.epochs", "training.lr", "training.halve_every",
+        "name", "description", "mask.scale", "model.weights", "training.epochs", "training.lr", "training.halve_every",
         "training.warmup", "samsg.epochs", "samsg.lr", "probe.epochs", "probe.lr",
     }  # fmt: skip
 

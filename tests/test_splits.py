@@ -216,3 +216,11 @@ def test_clips_without_a_speaker_are_refused(protocol):
 def test_a_manifest_that_does_not_say_the_speaker_is_refused(protocol):
     with pytest.raises(SamsgError, match=f"Protocol '{protocol}' needs"):
         split(corpus({"calm": 9, "glad": 9}).drop(columns=protocol), protocol)
+
+
+def test_a_published_split_is_kept() -> None:
+    parts = ["train"] * 4 + ["validation", "test"] * 2
+    manifest = pd.DataFrame({"clip": [*"abcdefgh"], "emotion": ["calm", "anger"] * 4, "part": parts})
+    assert split(manifest, "random", 3)["part"].tolist() == parts
+    with pytest.raises(SamsgError, match="'dev' and lacks validation"):
+        split(manifest.replace({"part": {"validation": "dev"}}))

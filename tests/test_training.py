@@ -178,7 +178,9 @@ def test_rollouts_are_of_the_training_views_and_of_the_others_clean_view(home: P
     assert known[0, held_out].all() and not known[1:, held_out].any()
     np.testing.assert_allclose(heat.max((2, 3))[known], 1, atol=1e-3)  # stored in half precision
     masks = np.load(run.folder / "masks/masks.npy")
-    assert (masks == (np.nan_to_num(heat) > 0.5)).all()
+    stretched = heat[known] - heat[known].min((1, 2), keepdims=True)  # the profile's mask.scale is minmax
+    assert (masks[known] == (stretched > 0.5 * stretched.max((1, 2), keepdims=True))).mean() > 0.999  # half precision
+    assert 0 < masks[known].mean() < 1 and not masks[~known].any()
 
 
 def test_the_learning_rate_is_halved_every_five_epochs() -> None:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import soundfile
 
 from samsg.settings import SamsgError, nearest
 
 COLUMNS = ["clip", "path", "corpus", "speaker", "sentence", "emotion"]
+FOLDERS = "folders"  # a corpus with a folder for each class
+SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
 # What unpacking leaves beside the sounds: macOS' shadow files.
 LITTER = ("._", "__MACOSX", ".DS_Store", ".ipynb_checkpoints")
 
@@ -115,8 +118,8 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     Paths are relative to ``root`` and rows are sorted by clip.
 
     Args:
-        corpus: 'savee', 'emodb', 'crema_d', or the path of a CSV file with columns path and emotion and, where known,
-            speaker and sentence.
+        corpus: 'savee', 'emodb', 'crema_d'; the path of a CSV file with columns path and emotion and, where known,
+            speaker, sentence and part (train, validation, test); or 'folders', for a folder of sounds for each class.
         root: the folder of the sound files; for a CSV, its own folder by default.
 
     Raises:
@@ -124,8 +127,11 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     """
     if str(corpus).lower().endswith(".csv"):
         return _read_csv(Path(corpus), root)
+    if corpus == FOLDERS:
+        return _read_folders(Path(root or "data"))
     if corpus not in GRAMMARS:
-        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(str(corpus), GRAMMARS)} Or give a CSV file.")
+        known = [*GRAMMARS, FOLDERS]
+        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(str(corpus), known)} Or give a CSV file.")
     grammar, root = GRAMMARS[corpus], Path(root or f"data/{corpus}")
     if not root.is_dir():
         raise SamsgError(
@@ -166,6 +172,21 @@ def _refuse_duplicates(manifest: pd.DataFrame, root: Path) -> None:
         )
 
 
+def _read_folders(root: Path) -> pd.DataFrame:
+    if not root.is_dir():
+        raise SamsgError(f"A corpus was looked for in {root}, which is no folder; it needs one folder for each class.")
+    relative = (path.relative_to(root) for path in sorted(root.glob("*/**/*")) if path.suffix.lower() in SOUNDS)
+    paths = pd.Series([path.as_posix() for path in relative if not _is_litter(path)], dtype=str)
+    emotions = paths.str.split("/").str[0]
+    if emotions.nunique() < 2:
+        raise SamsgError(
+            f"{root} holds sounds in {emotions.nunique()} folders; expected one folder for each class, two at least, "
+            "such as anger/one.wav."
+        )
+    manifest = pd.DataFrame({"clip": paths, "path": paths, "corpus": root.name, "speaker": "", "sentence": ""})
+    return manifest.assign(emotion=emotions)
+
+
 def _read_csv(path: Path, root: str | Path | None) -> pd.DataFrame:
     if not path.is_file():
         raise SamsgError(f"The corpus was looked for in {path}, which is no file; give the CSV that lists it.")
@@ -189,8 +210,13 @@ def _read_csv(path: Path, root: str | Path | None) -> pd.DataFrame:
     for column in ("speaker", "sentence"):
         manifest[column] = given.get(column, "")
     manifest["emotion"] = given["emotion"]
+    if "part" in given:
+        manifest["part"] = given["part"]
     if manifest["emotion"].nunique() < 2:
         raise SamsgError(f"{path} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")
+    outside = [entry for entry in manifest["path"] if not (root / entry).resolve().is_relative_to(root.resolve())]
+    if outside:
+        raise SamsgError(f"{path} lists {outside[0]}, which lies outside {root}; paths are relative to that folder.")
     absent = [entry for entry in manifest["path"] if not (root / entry).is_file()]
     if absent:
         raise SamsgError(

@@ -27,6 +27,8 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     is dealt into k folds (one a speaker or sentence, 10 at most), and seed s tests on fold s mod k of deal s div k, so
     that seeds 0 to k-1 test every clip once.
 
+    A manifest that has a column ``part`` already, as a corpus with a published split may, keeps it.
+
     Args:
         manifest: with columns clip and emotion; speaker or sentence for those protocols.
         protocol: 'random', 'speaker' or 'sentence'.
@@ -43,12 +45,25 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
             f"The corpus has {counts.min()} clips of '{counts.idxmin()}'; {len(PARTS)} are needed at least, one each "
             "for training, validation and test. Add clips, or leave that class out."
         )
-    if protocol == "random":
+    if "part" in manifest:
+        parts = _as_given(manifest["part"])
+    elif protocol == "random":
         parts = _by_chance(manifest["emotion"], seed)
     else:
         groups = manifest[protocol].fillna("") if protocol in manifest else pd.Series("", manifest.index)
         parts = _by_group(manifest["emotion"], groups, protocol, seed)
     return manifest.assign(part=parts)
+
+
+def _as_given(parts: pd.Series) -> pd.Series:
+    unknown = sorted(set(parts) - set(PARTS))
+    missing = sorted(set(PARTS) - set(parts))
+    if unknown or missing:
+        raise SamsgError(
+            f"The manifest's column part holds {', '.join(map(repr, unknown)) or 'nothing unknown'} and lacks "
+            f"{', '.join(missing) or 'nothing'}; every clip needs one of {', '.join(PARTS)}, or leave the column out."
+        )
+    return parts
 
 
 def folds(manifest: pd.DataFrame, protocol: str) -> int:

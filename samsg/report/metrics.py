@@ -79,6 +79,19 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def fitting_counts(printed: float, n: int, digits: int = 2) -> list[int]:
+    """The numbers k of correct clips whose share of n, in percent, is printed so: 57 of 72 as 79.17.
+
+    Args:
+        printed: a percentage, as printed.
+        n: test clips.
+        digits: of the printed number after the point.
+    """
+    half = 0.5 * 10.0**-digits
+    # Either way of rounding halves may have been used.
+    return [k for k in range(n + 1) if abs(100 * k / n - printed) <= half * (1 + 1e-9)]
+
+
 def _checked(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """The predictions with a column seed, or a SamsgError that says why they cannot be judged."""
     missing = {"clip", "emotion", "predicted"} - set(predictions.columns)

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
-from samsg.corpora.catalogue import GRAMMARS, emotions_of, read_corpus
+from samsg.corpora.catalogue import emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import important_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import Run, atomic, progress_bar
-from samsg.settings import REPOSITORY, StageSettings, TrainingSettings
+from samsg.settings import StageSettings, TrainingSettings, home
 from samsg.training.loop import Examples, Losses, evaluate, fit, make_fabric
 
 # Distinguishes the stages' random numbers from each other under one seed.
@@ -42,9 +42,7 @@ def read_manifest(run: Run) -> pd.DataFrame:
         from samsg.corpora.synthetic import write_corpus
 
         write_corpus(reader, root, corpus.synthetic)
-    if reader in GRAMMARS:
-        return read_corpus(reader, root)
-    return read_corpus(str(REPOSITORY / reader), root if corpus.root else None)
+    return read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
 
 
 def prepare(run: Run) -> WaveformStore:
