@@ -24,7 +24,9 @@ notebooks: .venv/installed  ## run the notebooks where they are, so that their o
 
 .venv/installed: requirements.lock pyproject.toml
 	@echo 'Installing the pinned environment into .venv: a few minutes, about 6 GB.'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  (echo 'Python 3.11, 3.12 or 3.13 is needed; make PYTHON=python3.12, say.'; exit 1)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

@@ -21,6 +21,8 @@ PROTOCOLS = listed(config.get("protocol", "")) or list(profile.protocols)
 SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
 for corpus in CORPORA:
     profile.corpus(corpus)
+# Part of every rule: what was made under other settings is not up to date, and the library says what differs.
+SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
 
 STAGES = ["02_baseline", "03_attention_rollout", "04_masking", "05_self_supervised", "06_linear_probe"]
 TABLES_AND_FIGURES = [
@@ -54,6 +56,8 @@ rule data_preparation:
         "01_data_preparation: {wildcards.corpus}"
     input:
         notebook=ROOT / "notebooks/01_data_preparation.ipynb",
+    params:
+        settings=SETTINGS,
     output:
         done=touch(RUNS / "{corpus}/notebooks/01_data_preparation.done"),
     log:
@@ -80,6 +84,8 @@ for before, stage in zip(["", *STAGES], STAGES):
             ),
         output:
             done=touch(RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.done"),
+        params:
+            settings=SETTINGS,
         log:
             notebook=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.ipynb",
             text=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.log",
@@ -110,6 +116,7 @@ for protocol in PROTOCOLS:
             text=RUNS / f"notebooks/07_tables_and_figures_{protocol}.log",
         params:
             protocol=protocol,
+            settings=SETTINGS,
             lists=f"corpora: {CORPORA}\nseeds: {SEEDS}",
         shell:
             papermill("-r protocol {params.protocol:q} -y {params.lists:q}")

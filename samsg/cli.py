@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,8 @@ def reproduce(
 
     What is finished is not run again; what was interrupted goes on from its last epoch.
     """
+    if profile.endswith((".yaml", ".yml")):
+        profile = str(Path(profile).expanduser().resolve())  # the notebooks run in another folder
     chosen = load_profile(profile)
     names = listed(corpora or []) or list(chosen.corpora)
     for name in names:
@@ -60,7 +63,8 @@ def reproduce(
         "protocol": ",".join(_protocols(listed(protocol or []) or chosen.protocols)),
     }
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", cores]
-    command += ["--directory", str(home()), "--rerun-triggers", "mtime", "--keep-going", "--rerun-incomplete"]
+    command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params"]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--quiet", "host", "reason", *(["--dry-run"] if dry_run else [])]
     command += ["--config", *(f"{key}={value}" for key, value in asked.items())]
     figures = home() / "paper_figures" / chosen.name
@@ -72,12 +76,14 @@ def reproduce(
     )
     print(f" {asked['seeds']}. Notebooks, executed: {home() / 'runs' / chosen.name}", flush=True)
     # The notebooks' tools lie beside this interpreter, whether or not its environment is activated.
+    started = time.time()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     code = subprocess.run(command, check=False, env={**os.environ, "PATH": path}).returncode
     if code:
-        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(chosen)]))
-    if not dry_run:
-        print(f"\n{(figures / 'table1.md').read_text(encoding='utf-8')}\nTables and figures: {figures}")
+        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(chosen, started)]))
+    for each in [] if dry_run else listed(asked["protocol"]):
+        folder = figures / each if each != "random" else figures
+        print(f"\n{(folder / 'table1.md').read_text(encoding='utf-8')}\nTables and figures: {folder}")
 
 
 def _whole_numbers(seeds: Iterable[Any]) -> list[str]:
@@ -100,10 +106,14 @@ def _up_to_date(command: list[str]) -> bool:
     return dry.returncode == 0 and "Nothing to be done" in dry.stdout + dry.stderr
 
 
-def _failures(profile: Profile) -> list[str]:
-    """What went wrong in each executed notebook that holds an error."""
-    lines = []
+def _failures(profile: Profile, since: float) -> list[str]:
+    """What went wrong in each notebook executed since then that holds an error; else the end of the logs."""
+    lines, logs = [], []
     for path in sorted((home() / "runs" / profile.name).rglob("notebooks/*.ipynb")):
+        if path.stat().st_mtime < since:
+            continue
+        if not path.with_suffix(".done").exists():
+            logs.append(path.with_suffix(".log"))
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         lines += [
@@ -111,7 +121,7 @@ def _failures(profile: Profile) -> list[str]:
             for error in outputs
             if error["output_type"] == "error"
         ]
-    return lines or ["No notebook holds an error; the messages above say what did not start."]
+    return lines or [f"{log}:\n{log.read_text(encoding='utf-8', errors='replace')[-1000:]}" for log in logs]
 
 
 def main() -> None:

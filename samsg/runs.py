@@ -7,7 +7,6 @@ that shows the difference.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -138,16 +137,23 @@ class Run:
         profile = self.profile.model_dump(mode="json")
         corpus = profile["corpora"][self.corpus]
         sounds = {"corpus": {key: corpus[key] for key in ("reader", "synthetic")}}
-        groups = ["audio"]
-        groups += [] if name == "waveforms" else ["views"]
-        if name in ("waveforms", "spectrograms"):
-            return {**sounds, **{group: profile[group] for group in groups}}
+        groups = ["audio", "views"]
+        if name == "waveforms":
+            return {**sounds, "audio": {"sample_rate": profile["audio"]["sample_rate"]}}
+        if name == "spectrograms":
+            return {**sounds, **{group: profile[group] for group in groups}, "fingerprint": self.fingerprint}
         groups += ["model", "training"]
         for stage_name, its in (("rollout", "rollout"), ("masks", "mask"), ("samsg", "samsg"), ("probe", "probe")):
             if list(NOTEBOOKS).index(name) >= list(NOTEBOOKS).index(stage_name):
                 groups.append(its)
         chosen = {group: profile[group] for group in groups}
-        return {**sounds, **chosen, "protocol": self.protocol, "seed": self.seed}
+        return {**sounds, **chosen, "protocol": self.protocol, "seed": self.seed, "fingerprint": self.fingerprint}
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this corpus, as it was read, from any other: of its table and its samples; '' before."""
+        path = self.stage_folder("waveforms") / "fingerprint.txt"
+        return path.read_text(encoding="ascii").strip() if path.is_file() else ""
 
     def require(self, name: str) -> Path:
         """The folder of a stage that must be there by now.
@@ -186,9 +192,7 @@ class Run:
         record.update(profile=self.profile.model_dump(mode="json"), corpus=self.corpus)
         if path.parent == self.folder:
             record.update(protocol=self.protocol, seed=self.seed)
-        clips = self.stage_folder("waveforms") / "clips.csv"
-        if clips.is_file():
-            record["corpus_fingerprint"] = hashlib.sha256(clips.read_bytes()).hexdigest()
+        record["corpus_fingerprint"] = self.fingerprint
         write_json(path, record)
 
 
@@ -214,9 +218,7 @@ def finished_runs(
     seeds: Iterable[int] | None = None,
     last: str = "probe",
 ) -> dict[str, list[int]]:
-    """Corpus -> seeds whose last stage is finished.
-
-    What is asked for by name must be finished; of what is not, whatever is.
+    """Corpus -> seeds whose last stage is finished: all that are asked for, or, without lists, whatever is.
 
     Raises:
         SamsgError: a run that was asked for is not finished, or none is; the message names the notebook.
@@ -225,7 +227,7 @@ def finished_runs(
     for corpus in corpora or profile.corpora:
         for seed in seeds or profile.seeds:
             run = open_run(profile, corpus, protocol, seed)
-            if corpora and seeds:
+            if corpora or seeds:
                 run.require(last)
             if finished(run.stage_folder(last), run.settings(last)):
                 done.setdefault(corpus, []).append(seed)
@@ -242,14 +244,13 @@ def provenance() -> dict[str, Any]:
     """Code revision, versions and machine: what produced a result."""
     import torch
 
-    cuda = torch.cuda.is_available()
     return {
         "code": code_revision(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -258,7 +259,7 @@ def versions() -> str:
     """One line for the top of a notebook: the versions and the device that it runs on."""
     record = provenance()
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"Python {record['python']}, {packages}; {record['device']}, {record['threads']} threads"
+    return f"Python {record['python']}, {packages}; {record['threads']} threads, GPU: {record['gpu']}"
 
 
 def code_revision() -> str:

@@ -123,9 +123,8 @@ class MaskSettings(Settings):
 
     strategy: Literal["rollout", "none"] = "rollout"
     threshold: float = Field(0.5, ge=0, le=1)
-    scale: Literal["max", "minmax"] = (
-        "max"  # what the threshold is compared with: the row over its maximum, or stretched
-    )
+    # What the threshold is compared with: the rollout's row over its maximum, or stretched from its least value.
+    scale: Literal["max", "minmax"] = "max"
     fill: float = 0.0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from samsg.corpora.synthetic import NOTE, _savee_sentence, write_corpus
+from samsg.corpora.synthetic import SPOKEN, _savee_sentence, write_corpus
 from samsg.settings import SamsgError, SyntheticSettings
 
 parselmouth = pytest.importorskip("parselmouth", reason="the embedded corpora need the extra 'synthetic'")
@@ -54,7 +54,7 @@ def test_names_are_official(folders, name):
     for path in sounds(folders[name]):
         assert re.fullmatch(OFFICIAL[name], path), path
     beside = {path.name for path in folders[name].iterdir() if path.is_file()}
-    assert beside == {NOTE}
+    assert beside == {SPOKEN}
 
 
 def test_counts(folders):
@@ -133,7 +133,7 @@ def test_lively_emotions_are_higher_and_faster(folders, name, high, low):
 
 
 def test_note_says_what_it_is(folders):
-    lines = (folders["savee"] / NOTE).read_text(encoding="utf-8").splitlines()
+    lines = (folders["savee"] / SPOKEN).read_text(encoding="utf-8").splitlines()
     assert "synthetic speech, not the corpus" in lines[0]
     said = json.loads(lines[-1])
     assert said["corpus"] == "savee"

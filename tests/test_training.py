@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,38 @@ def test_the_whole_chain_leaves_what_the_tables_need(home: Path) -> None:
         history = pd.read_csv(run.folder / stage / "history.csv")
         assert history["epoch"].tolist() == list(range(1, epochs + 1))
         assert history.notna().all(axis=None)
+        if stage == "samsg":
+            assert (history.filter(like="reconstruction") > 0).all(axis=None)
         assert not list((run.folder / stage).glob("*.pt")), "the checkpoint is of no use after the stage"
     record = json.loads((run.folder / "run.json").read_text())
     assert list(record["stages"]) == sorted(["baseline", "rollout", "masks", "samsg", "probe"])
     assert len(record["corpus_fingerprint"]) == 64
+    arithmetic = json.loads((run.folder / "samsg/arithmetic.json").read_text())
+    assert arithmetic == {"device": "cpu", "precision": "32-true"}
+
+
+def test_sounds_that_changed_since_they_were_read_are_refused(home: Path) -> None:
+    run = run_of(home)
+    samsg.prepare(run)
+    samsg.prepare(run)
+    with (home / "tones/low3.wav").open("ab") as file:
+        file.write(b"\0\0")
+    with pytest.raises(SamsgError, match=r"1 sounds in .* such as tones/low3\.wav"):
+        samsg.prepare(run)
+
+
+def test_results_on_other_sounds_are_not_taken_for_these(home: Path) -> None:
+    """Same names, same lengths, other samples: what was trained on them must not be used."""
+    run = run_of(home)
+    samsg.prepare(run)
+    samsg.train_baseline(run)
+    sound, rate = soundfile.read(home / "tones/low3.wav")
+    soundfile.write(home / "tones/low3.wav", sound[::-1], rate)
+    for name in ("waveforms", "spectrograms"):
+        shutil.rmtree(run.stage_folder(name))
+    samsg.prepare(run)
+    with pytest.raises(SamsgError, match="fingerprint was"):
+        samsg.compute_rollout(run)
 
 
 def test_tones_are_learned(home: Path) -> None:
@@ -132,7 +161,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_result(
         run.require("baseline")
     monkeypatch.setattr(loop, "evaluate", evaluate)
     samsg.train_baseline(run)
-    columns = ["epoch", "train_loss", "validation_loss", "test_loss", "lr"]
+    columns = ["epoch", "train_loss", "validation_loss", "validation_accuracy", "test_loss", "lr"]
     histories = [pd.read_csv(each.folder / "baseline/history.csv")[columns] for each in (undisturbed, run)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     assert (run.folder / "baseline/predictions.csv").read_bytes() == (

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,12 +30,24 @@ def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if _is_lfs_pointer(Path(path)):
+            raise SamsgError(
+                f"{path} is a Git LFS pointer, not sound; run 'git lfs pull' where it came from."
+            ) from error
         raise SamsgError(f"{path} cannot be read as a sound file: {error}. Replace it, or leave it out.") from error
     if len(samples) == 0:
         raise SamsgError(f"{path} holds no samples. Replace it, or leave it out.")
     if not np.isfinite(samples).all():
         raise SamsgError(f"{path} holds samples that are not numbers (NaN or infinite). Replace it, or leave it out.")
     return resample(torch.from_numpy(samples.mean(1)), rate, sample_rate)
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
 
 
 class WaveformStore:
@@ -46,7 +59,7 @@ class WaveformStore:
 
     def __init__(self, folder: Path) -> None:
         self.clips = pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
-        self.clips = self.clips.astype({"start": int, "samples": int})
+        self.clips = self.clips.astype({"start": int, "samples": int, "bytes": int})
         self._samples = np.load(folder / "samples.npy", mmap_mode="r")
 
     def __len__(self) -> int:
@@ -85,7 +98,12 @@ def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSe
     lengths = np.array([len(sound) for sound in sounds])
     np.save(folder / "samples.npy", np.concatenate(sounds))
     clips = manifest.assign(start=np.concatenate([[0], lengths.cumsum()[:-1]]), samples=lengths)
+    clips["bytes"] = [(root / path).stat().st_size for path in manifest["path"]]
     clips.to_csv(folder / "clips.csv", index=False)
+    seen = hashlib.sha256((folder / "clips.csv").read_bytes())
+    with (folder / "samples.npy").open("rb") as file:
+        seen.update(hashlib.file_digest(file, "sha256").digest())
+    (folder / "fingerprint.txt").write_text(f"{seen.hexdigest()}\n", encoding="ascii")
 
 
 def write_spectrograms(store: WaveformStore, folder: Path, audio: AudioSettings, views: ViewSettings) -> None:

@@ -112,6 +112,9 @@ def parse_path(path: str, corpus: str) -> dict[str, str] | None:
     return {"clip": clip, "speaker": speaker, "sentence": sentence, "emotion": emotion}
 
 
+SPOKEN = "SYNTHETIC.txt"  # in the folder of every embedded corpus
+
+
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     """The manifest of a corpus: one row a clip, with columns clip, path, corpus, speaker, sentence, emotion.
 

@@ -27,7 +27,7 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     is dealt into k folds (one a speaker or sentence, 10 at most), and seed s tests on fold s mod k of deal s div k, so
     that seeds 0 to k-1 test every clip once.
 
-    A manifest that has a column ``part`` already, as a corpus with a published split may, keeps it.
+    Under 'random', a manifest that has a column ``part`` already, as a corpus with a published split may, keeps it.
 
     Args:
         manifest: with columns clip and emotion; speaker or sentence for those protocols.
@@ -45,7 +45,7 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
             f"The corpus has {counts.min()} clips of '{counts.idxmin()}'; {len(PARTS)} are needed at least, one each "
             "for training, validation and test. Add clips, or leave that class out."
         )
-    if "part" in manifest:
+    if protocol == "random" and "part" in manifest:
         parts = _as_given(manifest["part"])
     elif protocol == "random":
         parts = _by_chance(manifest["emotion"], seed)

@@ -24,11 +24,10 @@ import numpy as np
 import soundfile
 from scipy import fft, ndimage, signal
 
-from samsg.corpora.catalogue import GRAMMARS
+from samsg.corpora.catalogue import GRAMMARS, SPOKEN
 from samsg.runs import progress_bar
 from samsg.settings import SamsgError, SyntheticSettings, nearest
 
-NOTE = "SYNTHETIC.txt"
 RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
 
@@ -209,7 +208,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             sound = _speak(parselmouth, name, clip, settings.seed)
             soundfile.write(path, sound, NAMES[name].sample_rate, subtype="PCM_16")
-        (partial / NOTE).write_text(
+        (partial / SPOKEN).write_text(
             f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
             f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
             f"{made_with}\n",
@@ -230,7 +229,7 @@ def _is_written(folder: Path, made_with: str) -> bool:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    note = folder / NOTE
+    note = folder / SPOKEN
     found = note.read_text(encoding="utf-8").splitlines()[-1:] if note.is_file() else ["files that are not synthetic"]
     if found == [made_with]:
         return True

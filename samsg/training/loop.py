@@ -22,6 +22,7 @@ from samsg.method.masking import mask_spectrogram, reconstruction_loss
 from samsg.runs import atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
 
+CHECKPOINT = "checkpoint.pt"  # of an unfinished stage
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
 
 
@@ -130,15 +131,19 @@ def learning_rate(step: int, epoch: int, training: TrainingSettings) -> float:
 def evaluate(
     fabric: Fabric, model: nn.Module, examples: Examples, part: str, losses: Losses, batch: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Class probabilities of a part's clips in their clean view, (n, C), and their mean losses and accuracy."""
+    """Class probabilities of a part's clips in their clean view, (n, C), and their mean losses and accuracy.
+
+    The reconstruction loss is that of masked spectrograms in any case.
+    """
     model.eval()
     clips = examples.parts[part]
     logits, sums = [], torch.zeros(2, device=fabric.device)
     for start in range(0, len(clips), batch):
         chosen = clips[start : start + batch]
-        # Without masks at hand there is nothing to reconstruct.
         some = examples.batch(chosen, 0, fabric.device)
         out, entropy, error = losses(model, some, losses.evaluate_masked)
+        if losses.masked and losses.reconstruction and not losses.evaluate_masked:
+            error = losses(model, some, masked=True)[2]  # what is not masked cannot be reconstructed
         logits.append(out.float())
         sums += len(chosen) * torch.stack([entropy, error])
     probabilities = torch.cat(logits).softmax(1).cpu().numpy()
@@ -178,10 +183,15 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=training.lr, fused=fabric.device.type in ("cpu", "cuda"))
     bare = model
     model, optimizer = fabric.setup(model, optimizer)
-    checkpoint, best_file = folder / "checkpoint.pt", folder / "model.safetensors"
+    checkpoint, best_file = folder / CHECKPOINT, folder / "model.safetensors"
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+        if state["precision"] != fabric._precision.precision:
+            raise SamsgError(
+                f"{checkpoint} was begun in {state['precision']} and would go on in {fabric._precision.precision}; set "
+                f"training.precision to the former, or remove {folder}."
+            )
         bare.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]
@@ -210,7 +220,8 @@ def fit(
             _, scores[part] = evaluate(fabric, model, examples, part, losses, training.evaluation_batch)
             row |= {f"{part}_loss": scores[part]["loss"], f"{part}_accuracy": scores[part]["accuracy"]}
         if losses.masked and losses.reconstruction:
-            row |= {"train_reconstruction": error, "validation_reconstruction": scores["validation"]["reconstruction"]}
+            row |= {f"{part}_reconstruction": scores[part]["reconstruction"] for part in scores}
+            row |= {"train_reconstruction": error}
         row |= {"lr": learning_rate(epoch * steps + steps - 1, epoch, training)}
         row |= {"seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
@@ -218,6 +229,7 @@ def fit(
             with atomic(best_file) as partial:
                 save_file(bare.state_dict(), partial)
         state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        state["precision"] = fabric._precision.precision
         with atomic(checkpoint) as partial:
             torch.save(state, partial)
         bar.set_postfix_str(f"train {entropy:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
@@ -228,7 +240,6 @@ def fit(
     with atomic(folder / "history.csv") as partial:
         frame.to_csv(partial, index=False)
     bare.load_state_dict(load_file(best_file, device=str(fabric.device)))
-    checkpoint.unlink()
     return frame
 
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
-from samsg.corpora.catalogue import emotions_of, read_corpus
+from samsg.corpora.catalogue import SPOKEN, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import important_patches
 from samsg.method.rollout import attention_rollout
-from samsg.runs import Run, atomic, progress_bar
-from samsg.settings import StageSettings, TrainingSettings, home
-from samsg.training.loop import Examples, Losses, evaluate, fit, make_fabric
+from samsg.runs import Run, atomic, finished, progress_bar, write_json
+from samsg.settings import SamsgError, StageSettings, TrainingSettings, home
+from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric
 
 # Distinguishes the stages' random numbers from each other under one seed.
 STAGE_KEYS = {"baseline": 1, "samsg": 2, "probe": 3}
@@ -42,7 +42,24 @@ def read_manifest(run: Run) -> pd.DataFrame:
         from samsg.corpora.synthetic import write_corpus
 
         write_corpus(reader, root, corpus.synthetic)
+    elif (root / SPOKEN).is_file():
+        raise SamsgError(
+            f"{root} holds synthetic speech, but profile '{run.profile.name}' does not say so of '{run.corpus}'; give "
+            "the corpus a 'synthetic' entry as configs/demo.yaml does, or another root."
+        )
     return read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
+
+
+def _refuse_changes(before: pd.DataFrame, now: pd.DataFrame, root: Path, folder: Path) -> None:
+    """Sounds that came, went, or changed in size since they were read must not be mixed with results on the others."""
+    sizes = dict(zip(before["path"], before["bytes"], strict=True))
+    found = {path: (root / path).stat().st_size for path in now["path"]}
+    changed = sorted(path for path in sizes.keys() | found.keys() if sizes.get(path) != found.get(path))
+    if changed:
+        raise SamsgError(
+            f"{len(changed)} sounds in {root} are new, gone or of another size since they were read into {folder}, "
+            f"such as {changed[0]}. Remove {folder.parent} to start anew with them, or put them back."
+        )
 
 
 def prepare(run: Run) -> WaveformStore:
@@ -54,6 +71,9 @@ def prepare(run: Run) -> WaveformStore:
     def spectrograms(folder: Path) -> None:
         write_spectrograms(store, folder, run.profile.audio, run.profile.views)
 
+    folder = run.stage_folder("waveforms")
+    if finished(folder, run.settings("waveforms")) and run.profile.root(run.corpus).is_dir():
+        _refuse_changes(WaveformStore(folder).clips, read_manifest(run), run.profile.root(run.corpus), folder)
     store = WaveformStore(run.make("waveforms", waveforms))
     run.make("spectrograms", spectrograms)
     return store
@@ -117,7 +137,8 @@ def train_baseline(run: Run) -> Path:
 def compute_rollout(run: Run) -> Path:
     """The rollout of stage i's model on every view of the training clips and the clean view of the others.
 
-    Leaves heat.npy, float16 (V, N, 12, 99), NaN where nothing was computed. Returns the stage's folder.
+    Leaves heat.npy, float32 (V, N, 12, 99), NaN where nothing was computed. All in single precision: where attention is
+    nearly even, coarser rounding would decide which patches are important. Returns the stage's folder.
     """
 
     def work(folder: Path) -> None:
@@ -126,7 +147,7 @@ def compute_rollout(run: Run) -> Path:
         fabric = make_fabric(training)
         model = fabric.to_device(model)
         shape = (*examples.spectrograms.shape[:2], *model.grid)
-        heat = np.full(shape, np.nan, dtype=np.float16)
+        heat = np.full(shape, np.nan, dtype=np.float32)
         held_out = np.concatenate([examples.parts["validation"], examples.parts["test"]])
         wanted = [(view, clip) for view in range(shape[0]) for clip in examples.parts["train"]]
         wanted += [(0, clip) for clip in held_out]
@@ -134,9 +155,8 @@ def compute_rollout(run: Run) -> Path:
         for start in progress_bar(range(0, len(wanted), batch), "rollout", -(-len(wanted) // batch), "batch"):
             views, clips = np.array(wanted[start : start + batch]).T
             some = examples.batch(clips, views, fabric.device)
-            with fabric.autocast():
-                rolled = attention_rollout(model, some.spectrograms, rollout.alpha, rollout.order, rollout.token)
-            heat[views, clips] = rolled.float().cpu().numpy()
+            rolled = attention_rollout(model, some.spectrograms, rollout.alpha, rollout.order, rollout.token)
+            heat[views, clips] = rolled.cpu().numpy()
         with atomic(folder / "heat.npy") as partial, partial.open("wb") as file:
             np.save(file, heat)
 
@@ -155,7 +175,7 @@ def compute_masks(run: Run) -> Path:
         masks = np.zeros(heat.shape, dtype=bool)
         if run.profile.mask.strategy == "rollout":
             its = run.profile.mask
-            masks = important_patches(torch.from_numpy(heat).float(), its.threshold, its.scale).numpy()
+            masks = important_patches(torch.from_numpy(heat), its.threshold, its.scale).numpy()
         with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
             np.save(file, masks)
         clips = read_clips(run)[["clip", "part", "emotion"]]
@@ -227,6 +247,9 @@ def _train(
     fabric = make_fabric(training)
     fit(fabric, model, examples, losses, training, folder, (run.seed, STAGE_KEYS[stage]), stage)
     write_predictions(run, folder, fabric, model, examples, losses, training.evaluation_batch)
+    record = {"device": str(fabric.device), "precision": fabric._precision.precision}
+    write_json(folder / "arithmetic.json", record)
+    (folder / CHECKPOINT).unlink()
 
 
 def write_predictions(
