@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROFILE ?= demo
 BIN := .venv/bin
 
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: reproduce test lint lab notebooks
 reproduce: .venv/installed  ## every notebook, table and figure of a profile

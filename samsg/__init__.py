@@ -10,9 +10,9 @@ from importlib.metadata import version
 
 import lazy_loader
 
-# OpenMP's threads wait for each other spinning, unless told otherwise before torch is loaded: as soon as another
-# process wants a core, that makes a training step many times slower. Sleeping costs nothing on an idle machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads wait for each other spinning, for long unless told otherwise before torch is loaded: beside another
+# process that makes a training step many times slower. Spinning this much costs nothing when alone.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = version("samsg")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

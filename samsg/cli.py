@@ -1,4 +1,4 @@
-"""The command ``samsg``: the notebooks in one batch."""
+"""The command ``samsg``: the corpora, and the notebooks in one batch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ import typer
 from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest, profile_names
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+data = typer.Typer(no_args_is_help=True, help="Get the corpora and check them.")
+app.add_typer(data, name="data")
 
 
 def listed(values: Any) -> list[str]:
@@ -84,6 +88,37 @@ def reproduce(
     for each in [] if dry_run else listed(asked["protocol"]):
         folder = figures / each if each != "random" else figures
         print(f"\n{(folder / 'table1.md').read_text(encoding='utf-8')}\nTables and figures: {folder}")
+
+
+@data.command()
+def fetch(
+    corpus: Annotated[str, typer.Argument(help="savee, emodb or crema_d")],
+    source: Annotated[Path | None, typer.Option(help="a folder or archive (zip, tar) that you already have")] = None,
+    folder: Annotated[Path | None, typer.Option(help="where to; data/<corpus> if not given")] = None,
+) -> None:
+    """Get a corpus: EmoDB and CREMA-D by download, SAVEE as its four lines say, any from a copy that you have."""
+    from samsg.corpora import acquire
+
+    place = acquire.fetch(corpus, folder or home() / "data" / corpus, source)
+    print(f"{corpus} lies in {place}. Next: samsg data check {corpus}")
+
+
+@data.command()
+def check(
+    corpus: Annotated[str, typer.Argument(help="savee, emodb, crema_d, or a CSV of your own")],
+    folder: Annotated[Path | None, typer.Option(help="where it lies; data/<corpus> if not given")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="every file, for programs")] = False,
+) -> None:
+    """Hold a corpus against its official list and listen to every file.
+
+    Exit code 0: complete and official; 1: usable, but not that; 2: not usable.
+    """
+    from samsg.corpora.verify import check_corpus
+
+    root = None if corpus.lower().endswith(".csv") else home() / "data" / corpus
+    report = check_corpus(corpus, folder or root, progress=not as_json)
+    print(report.json() if as_json else report.text())
+    raise typer.Exit(report.exit_code)
 
 
 def _whole_numbers(seeds: Iterable[Any]) -> list[str]:

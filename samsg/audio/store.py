@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
+from scipy.signal import resample_poly
 from torchaudio.functional import resample
 
 from samsg.audio.spectrogram import LogMel
 from samsg.audio.views import make_view
+from samsg.corpora.catalogue import POINTER
 from samsg.runs import progress_bar
 from samsg.settings import AudioSettings, SamsgError, ViewSettings
 
@@ -39,13 +42,17 @@ def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
         raise SamsgError(f"{path} holds no samples. Replace it, or leave it out.")
     if not np.isfinite(samples).all():
         raise SamsgError(f"{path} holds samples that are not numbers (NaN or infinite). Replace it, or leave it out.")
-    return resample(torch.from_numpy(samples.mean(1)), rate, sample_rate)
+    mono = samples.mean(1)
+    if rate // math.gcd(rate, sample_rate) > 1000:  # torchaudio's filters for such a ratio would fill the memory
+        ratio = sample_rate // math.gcd(rate, sample_rate), rate // math.gcd(rate, sample_rate)
+        return torch.from_numpy(resample_poly(mono, *ratio).astype(np.float32))
+    return resample(torch.from_numpy(mono), rate, sample_rate)
 
 
 def _is_lfs_pointer(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(40).startswith(b"version https://git-lfs")
+            return file.read(len(POINTER)) == POINTER
     except OSError:
         return False
 

@@ -112,6 +112,7 @@ def parse_path(path: str, corpus: str) -> dict[str, str] | None:
     return {"clip": clip, "speaker": speaker, "sentence": sentence, "emotion": emotion}
 
 
+POINTER = b"version https://git-lfs"  # how the text begins that Git LFS keeps in place of a sound
 SPOKEN = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
 from samsg.corpora.catalogue import SPOKEN, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
+from samsg.corpora.verify import usable
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import important_patches
 from samsg.method.rollout import attention_rollout
@@ -63,17 +64,34 @@ def _refuse_changes(before: pd.DataFrame, now: pd.DataFrame, root: Path, folder:
 
 
 def prepare(run: Run) -> WaveformStore:
-    """Read every sound of the corpus once and compute the spectrograms of all views, unless that is done."""
+    """Read every sound of the corpus once and compute the spectrograms of all views, unless that is done.
+
+    Sounds that cannot be used are left out and listed, with the reason, in left_out.csv.
+
+    Raises:
+        SamsgError: the corpus is not where it should be, incomplete, changed since it was read, or without any sound.
+    """
+
+    root = run.profile.root(run.corpus)
 
     def waveforms(folder: Path) -> None:
-        write_store(read_manifest(run), run.profile.root(run.corpus), folder, run.profile.audio)
+        manifest = usable(read_manifest(run), root)
+        bad = manifest["left_out"] != ""
+        with atomic(folder / "left_out.csv") as partial:
+            manifest[bad][["clip", "path", "emotion", "left_out"]].to_csv(partial, index=False)
+        if bad.all():
+            raise SamsgError(f"No sound in {root} can be used; the first: {manifest['left_out'].iloc[0]}.")
+        kept = manifest[~bad].drop(columns=["status", "left_out"]).reset_index(drop=True)
+        write_store(kept, root, folder, run.profile.audio)
 
     def spectrograms(folder: Path) -> None:
         write_spectrograms(store, folder, run.profile.audio, run.profile.views)
 
     folder = run.stage_folder("waveforms")
-    if finished(folder, run.settings("waveforms")) and run.profile.root(run.corpus).is_dir():
-        _refuse_changes(WaveformStore(folder).clips, read_manifest(run), run.profile.root(run.corpus), folder)
+    if finished(folder, run.settings("waveforms")) and root.is_dir():
+        left_out = pd.read_csv(folder / "left_out.csv", dtype=str)["path"]
+        now = read_manifest(run)
+        _refuse_changes(WaveformStore(folder).clips, now[~now["path"].isin(left_out)], root, folder)
     store = WaveformStore(run.make("waveforms", waveforms))
     run.make("spectrograms", spectrograms)
     return store
