@@ -20,7 +20,7 @@ lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 notebooks: .venv/installed  ## run the notebooks where they are, so that their outputs are up to date
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True notebooks/0*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --coalesce-streams --inplace notebooks/0*.ipynb
 
 .venv/installed: requirements.lock pyproject.toml
 	@echo 'Installing the pinned environment into .venv: a few minutes, about 6 GB.'
