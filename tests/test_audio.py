@@ -1,6 +1,7 @@
 """From a sound file to spectrograms: decoding, views, the log-mel front end, and what is kept of each on disk."""
 
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,9 +12,11 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from sounds import make_hostile, written
 
+from samsg.audio import store as store_module
 from samsg.audio.spectrogram import LogMel
-from samsg.audio.store import WaveformStore, in_parallel, read_sound, write_spectrograms, write_store
+from samsg.audio.store import WaveformStore, read_sound, workers, write_spectrograms, write_store
 from samsg.audio.views import fit, make_view
 from samsg.settings import AudioSettings, SamsgError, ViewSettings
 
@@ -327,14 +330,14 @@ def test_missing_and_empty_sounds_are_named(tmp_path):
     with pytest.raises(SamsgError, match=r"nowhere\.wav cannot be read"):
         read_sound(tmp_path / "nowhere.wav")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
-    with pytest.raises(SamsgError, match=r"empty\.wav holds no samples"):
+    with pytest.raises(SamsgError, match=r"empty\.wav cannot be read .*: empty, a header without samples"):
         read_sound(tmp_path / "empty.wav")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path, value):
     soundfile.write(tmp_path / "odd.wav", np.array([0.1, value, 0.1]), RATE, subtype="FLOAT")
-    with pytest.raises(SamsgError, match=r"odd\.wav holds samples that are not numbers"):
+    with pytest.raises(SamsgError, match=r"odd\.wav cannot be read .*: not numbers, samples are NaN"):
         read_sound(tmp_path / "odd.wav")
 
 
@@ -386,27 +389,171 @@ def test_changing_a_clip_in_memory_leaves_the_store_alone(tmp_path):
     assert torch.equal(store[0], before)
 
 
-def test_a_corpus_with_a_broken_file_names_it(tmp_path):
+def many(folder: Path, count: int = 200) -> pd.DataFrame:
+    """More sounds than a batch holds, every third at a rate of its own, each of other content and length."""
+    for number in range(count):
+        rate = 8000 if number % 3 == 0 else RATE
+        soundfile.write(folder / f"{number}.wav", noise(3000 + number, number).numpy(), rate, subtype="FLOAT")
+    names = [str(number) for number in range(count)]
+    manifest = pd.DataFrame({"clip": names, "path": [f"{name}.wav" for name in names], "emotion": "joy"})
+    return manifest.assign(corpus="own", speaker="", sentence="")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_batches_follow_each_other_without_a_gap(tmp_path):
+    manifest, folder = many(tmp_path), tmp_path / "store"
+    folder.mkdir()
+    write_store(manifest, tmp_path, folder, AUDIO)
+    store = WaveformStore(folder)
+    assert len(store) == 200
+    for index in (0, 1, 63, 64, 65, 127, 128, 199):
+        assert torch.equal(store[index], read_sound(tmp_path / f"{index}.wav"))
+
+
+@pytest.mark.parametrize("torn", [0, 1, 3], ids=["whole", "a note is cut off", "samples without a note"])
+def test_an_interrupted_store_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, torn):
+    manifest = many(tmp_path)
+    for name in ("whole", "interrupted"):
+        (tmp_path / name).mkdir()
+    write_store(manifest, tmp_path, tmp_path / "whole", AUDIO)
+
+    heard = []
+
+    def listen(path, **options):
+        heard.append(path)
+        if len(heard) == 150:  # in the third batch
+            raise KeyboardInterrupt
+        return verify_listen(path, **options)
+
+    verify_listen = store_module.listen
+    monkeypatch.setattr(store_module, "listen", listen)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(manifest, tmp_path, tmp_path / "interrupted", AUDIO)
+    journal, samples = tmp_path / "interrupted/journal.jsonl", tmp_path / "interrupted/samples.f32"
+    if torn == 1:
+        journal.write_bytes(journal.read_bytes()[:-20])
+    if torn == 3:
+        with samples.open("ab") as file:
+            file.write(bytes(12_345))
+    before = len(heard)
+    write_store(manifest, tmp_path, tmp_path / "interrupted", AUDIO)
+    assert contents(tmp_path / "interrupted") == contents(tmp_path / "whole")
+    assert len(heard) - before == (200 - 64 if torn == 1 else 200 - 128)  # whole batches are not read again
+
+
+def test_an_interrupted_store_does_not_trust_files_that_changed_meanwhile(tmp_path, monkeypatch):
+    manifest, folder = many(tmp_path, 100), tmp_path / "store"
+    folder.mkdir()
+    write_store(manifest, tmp_path, folder, AUDIO)
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: None)  # as if it had ended just before
+    write_store(manifest, tmp_path, folder, AUDIO)
+    assert (folder / "journal.jsonl").is_file()
+    monkeypatch.undo()
+    soundfile.write(tmp_path / "70.wav", noise(3070, 999).numpy(), RATE, subtype="FLOAT")
+    write_store(manifest, tmp_path, folder, AUDIO)
+    assert torch.equal(WaveformStore(folder)[70], noise(3070, 999))
+
+
+def test_what_cannot_be_used_is_left_out_with_the_reason_and_the_rest_is_kept(tmp_path):
+    expected = make_hostile(tmp_path / "own")
+    for name, samples in {
+        "good.wav": noise().numpy(),
+        "clipped.wav": np.clip(50 * noise().numpy(), -1, 1),
+        "offset.wav": noise().numpy() + 0.3,
+        "gr\u00fc\u00dfe an/8 bit stereo.wav": np.stack([noise().numpy()] * 2, 1),
+    }.items():
+        written(tmp_path / "own" / name, samples, subtype="PCM_U8" if "8 bit" in name else "PCM_16")
+    paths = [*expected, "good.wav", "clipped.wav", "offset.wav", "gr\u00fc\u00dfe an/8 bit stereo.wav"]
+    manifest = pd.DataFrame({"clip": paths, "path": paths, "emotion": "mixed/other"})
+    (tmp_path / "store").mkdir()
+    write_store(manifest, tmp_path / "own", tmp_path / "store", AUDIO)
+    store = WaveformStore(tmp_path / "store")
+    kept = ["truncated.wav", "3 hours, says its header.wav", *paths[len(expected) :]]
+    assert list(store.clips["path"]) == kept
+    assert (store.clips["samples"] > 0).all()
+    reasons = store.left_out.set_index("path")["left_out"]
+    assert set(reasons.index) == set(expected) - set(kept)
+    for name, reason in reasons.items():
+        assert reason.startswith(f"{expected[name][0]}: ") and expected[name][1] in reason
+    for index, path in enumerate(kept):
+        assert torch.equal(store[index], read_sound(tmp_path / "own" / path))
+        assert store[index].isfinite().all()
+
+
+def test_a_corpus_without_any_sound_says_so(tmp_path):
     manifest = sounds(tmp_path)
-    (tmp_path / "three.wav").write_bytes(b"this is no sound")
-    with pytest.raises(SamsgError, match=r"three\.wav cannot be read"):
+    for path in manifest["path"]:
+        (tmp_path / path).write_bytes(b"this is no sound")
+    with pytest.raises(
+        SamsgError, match=r"No sound in .* can be used; the first: unreadable: text: 'this is no sound'"
+    ):
         write_store(manifest, tmp_path, tmp_path, AUDIO)
 
 
-def test_clips_are_computed_in_parallel_and_come_back_in_order():
-    def slow_first(item: int) -> tuple[int, int, int]:
-        time.sleep(0.02 * (3 - item % 4))
-        return item, torch.get_num_threads(), threading.get_ident()
+def test_a_changed_file_is_noticed_and_a_touched_one_is_not(tmp_path):
+    manifest = sounds(tmp_path)
+    (tmp_path / "three.wav").write_bytes(b"this is no sound")
+    (tmp_path / "store").mkdir()
+    write_store(manifest, tmp_path, tmp_path / "store", AUDIO)
+    store = WaveformStore(tmp_path / "store")
+
+    def changed(now: pd.DataFrame = manifest) -> list[str]:
+        return store.changed(now, tmp_path, RATE)
+
+    assert changed() == []
+    for path in manifest["path"]:
+        os.utime(tmp_path / path, (1, 1))
+    assert changed() == []
+    assert changed(manifest[1:]) == ["one.wav"]
+    soundfile.write(tmp_path / "one.wav", -noise(8000).numpy(), RATE, subtype="FLOAT")  # of the same size
+    assert changed() == ["one.wav"]
+    soundfile.write(tmp_path / "three.wav", noise(100_000).numpy(), RATE)  # mended
+    assert changed() == ["one.wav", "three.wav"]
+    (tmp_path / "two.flac").unlink()
+    assert changed() == ["one.wav", "two.flac", "three.wav"]
+
+
+def test_work_is_spread_over_threads_of_which_each_computes_alone():
+    def slow(item: int) -> tuple[int, int]:
+        time.sleep(0.02)
+        return torch.get_num_threads(), threading.get_ident()
 
     torch.set_num_threads(3)
     try:
-        items, threads, workers = zip(*in_parallel(slow_first, range(8), "waiting"), strict=True)
+        with workers() as pool:
+            threads, names = zip(*pool.map(slow, range(8)), strict=True)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(1)
-    assert items == tuple(range(8))
     assert set(threads) == {1}
-    assert 1 < len(set(workers)) <= 3
+    assert 1 < len(set(names)) <= 3
+
+
+def test_interrupted_spectrograms_go_on_and_end_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    audio = AudioSettings(hop=640)
+    for name in ("store", "whole", "interrupted"):
+        (tmp_path / name).mkdir()
+    write_store(many(tmp_path, 80), tmp_path, tmp_path / "store", audio)
+    store = WaveformStore(tmp_path / "store")
+    write_spectrograms(store, tmp_path / "whole", audio, VIEWS)
+    made = []
+
+    def view(*arguments):
+        made.append(arguments)
+        if len(made) == 4 * 70:
+            raise KeyboardInterrupt
+        return make_view(*arguments)
+
+    monkeypatch.setattr(store_module, "make_view", view)
+    with pytest.raises(KeyboardInterrupt):
+        write_spectrograms(store, tmp_path / "interrupted", audio, VIEWS)
+    before = len(made)
+    write_spectrograms(store, tmp_path / "interrupted", audio, VIEWS)
+    assert contents(tmp_path / "interrupted") == contents(tmp_path / "whole")
+    assert 40 <= len(made) - before <= 4 * 17  # 64 clips at least were whole
 
 
 def test_the_spectrograms_that_are_kept_are_those_of_the_views_in_half_precision(tmp_path):

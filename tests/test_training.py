@@ -95,8 +95,7 @@ def test_sounds_that_changed_since_they_were_read_are_refused(home: Path) -> Non
     run = run_of(home)
     samsg.prepare(run)
     samsg.prepare(run)
-    with (home / "tones/low3.wav").open("ab") as file:
-        file.write(b"\0\0")
+    soundfile.write(home / "tones/low3.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8000), 16_000)
     with pytest.raises(SamsgError, match=r"1 sounds in .* such as tones/low3\.wav"):
         samsg.prepare(run)
 

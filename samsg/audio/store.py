@@ -1,27 +1,39 @@
 """Audio files -> one flat 16 kHz store a corpus, and the spectrograms of all views, both read through memory maps
-(Section IV-B)."""
+(Section IV-B).
+
+Files are read once, in order, and their samples appended batch by batch, each batch noted in a journal: an interrupted
+call goes on behind the last whole one. What cannot be trained on is noted with the reason and left out.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import soundfile
 import torch
 from scipy.signal import resample_poly
 from torchaudio.functional import resample
 
 from samsg.audio.spectrogram import LogMel
 from samsg.audio.views import make_view
-from samsg.corpora.catalogue import POINTER
+from samsg.corpora.verify import Heard, listen
 from samsg.runs import progress_bar
 from samsg.settings import AudioSettings, SamsgError, ViewSettings
+
+JOURNAL = "journal.jsonl"  # of what is done, while it is not all
+BATCH = 64  # clips that are read, or computed, before they are kept
+ROOM = 2**23  # samples of a batch for which there is memory, 2.7 s of each at 48 kHz; more is found when needed
 
 
 def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
@@ -30,44 +42,41 @@ def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
     Raises:
         SamsgError: the file cannot be read, holds no samples, or holds values that are no numbers.
     """
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        if _is_lfs_pointer(Path(path)):
-            raise SamsgError(
-                f"{path} is a Git LFS pointer, not sound; run 'git lfs pull' where it came from."
-            ) from error
-        raise SamsgError(f"{path} cannot be read as a sound file: {error}. Replace it, or leave it out.") from error
-    if len(samples) == 0:
-        raise SamsgError(f"{path} holds no samples. Replace it, or leave it out.")
-    if not np.isfinite(samples).all():
-        raise SamsgError(f"{path} holds samples that are not numbers (NaN or infinite). Replace it, or leave it out.")
-    mono = samples.mean(1)
-    if rate // math.gcd(rate, sample_rate) > 1000:  # torchaudio's filters for such a ratio would fill the memory
-        ratio = sample_rate // math.gcd(rate, sample_rate), rate // math.gcd(rate, sample_rate)
-        return torch.from_numpy(resample_poly(mono, *ratio).astype(np.float32))
-    return resample(torch.from_numpy(mono), rate, sample_rate)
+    heard = listen(path, longest=math.inf, digest=False, keep=True)
+    if heard.samples is None:
+        raise SamsgError(
+            f"{path} cannot be read as a sound file: {heard.status}, {heard.what}. Replace it, or leave it out."
+        )
+    return torch.from_numpy(_resampled(heard, sample_rate))
 
 
-def _is_lfs_pointer(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(POINTER)) == POINTER
-    except OSError:
-        return False
+def _resampled(heard: Heard, rate: int) -> np.ndarray:
+    """The samples that were kept, at another rate: (S,), float32; none if none were."""
+    if heard.samples is None:
+        return np.zeros(0, np.float32)
+    if heard.sample_rate == rate:
+        return heard.samples
+    shared = math.gcd(heard.sample_rate, rate)
+    if heard.sample_rate // shared > 1000:  # torchaudio's filters for such a ratio would fill the memory
+        return resample_poly(heard.samples, rate // shared, heard.sample_rate // shared).astype(np.float32)
+    return resample(torch.from_numpy(heard.samples), heard.sample_rate, rate).numpy()
 
 
 class WaveformStore:
     """The clips of a corpus, end to end in one file.
 
     Attributes:
-        clips: the manifest, with columns start and samples.
+        clips: the manifest, with columns start and samples, and their crc32, and bytes and modified (ns) of the file.
+        left_out: the same of what could not be trained on, with a column left_out: the reason.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.clips = pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
-        self.clips = self.clips.astype({"start": int, "samples": int, "bytes": int})
-        self._samples = np.load(folder / "samples.npy", mmap_mode="r")
+        self.clips, self.left_out = (
+            pd.read_csv(folder / name, dtype=str, keep_default_na=False).astype({"bytes": int, "modified": int})
+            for name in ("clips.csv", "left_out.csv")
+        )
+        self.clips = self.clips.astype({"start": int, "samples": int})
+        self._samples = np.memmap(folder / "samples.f32", "<f4", "r")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -77,49 +86,149 @@ class WaveformStore:
         start, length = self.clips["start"].iat[index], self.clips["samples"].iat[index]
         return torch.from_numpy(self._samples[start : start + length].copy())
 
+    def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int) -> list[str]:
+        """The files that came, went, or sound otherwise than when they were read.
 
-def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], text: str) -> Iterator[Any]:
-    """Apply a function to items on all cores, in order, with a progress bar.
+        Args:
+            manifest: of the corpus as it is now.
+            root: the folder that its paths are relative to.
+            sample_rate: of the store, Hz.
+        """
+        files = pd.concat([self.clips, self.left_out], ignore_index=True)
+        changed = sorted(set(files["path"]) ^ set(manifest["path"]))
+        for index, file in files[~files["path"].isin(changed)].iterrows():
+            if _stamp(root / file["path"]) == (file["bytes"], file["modified"]):
+                continue
+            if index >= len(self):
+                same = listen(root / file["path"], digest=False).left_out == file["left_out"]
+            else:
+                same = _sounds_like(root / file["path"], self[index].numpy(), sample_rate)
+            changed += [] if same else [file["path"]]
+        return changed
 
-    One thread an item: on work as small as a clip, torch's own threads wait for each other more than they work.
-    """
+
+def _sounds_like(path: Path, waveform: np.ndarray, sample_rate: int) -> bool:
+    heard = listen(path, digest=False, keep=True)
+    return not heard.left_out and np.array_equal(_resampled(heard, sample_rate), waveform)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size (bytes) and time of change (ns) of a file, zeros where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # ValueError: a name that cannot be one
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads, one a core, in which torch computes with one thread each: on work as small as a clip, torch's own
+    threads wait for each other more than they work."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from progress_bar(pool.map(function, items), text, len(items), "clip")
+            yield pool
     finally:
         torch.set_num_threads(threads)
 
 
 def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings) -> None:
-    """Read every file of a manifest once and write samples.npy and clips.csv.
+    """Read every file of a manifest once: samples.f32, clips.csv, left_out.csv and fingerprint.txt in ``folder``.
+
+    A folder that holds the journal of an interrupted call is gone on from, if its files have not changed since.
 
     Raises:
-        SamsgError: a file cannot be read; the message names it.
+        SamsgError: no file at all can be trained on.
     """
+    paths = list(manifest["path"])
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    done = _gone_on_from(folder, batches, root)
+    memory = np.zeros((2, ROOM), np.float32)  # of the batch that is read, and of the one that is written meanwhile
+    with (
+        (folder / "samples.f32").open("ab") as samples,
+        (folder / JOURNAL).open("a", encoding="utf-8") as journal,
+        progress_bar(None, "reading sounds", len(paths), "clip", len(done)) as bar,
+        workers() as pool,
+        ThreadPoolExecutor(1) as writer,
+    ):
 
-    def read(path: str) -> np.ndarray:
-        return read_sound(root / path, audio.sample_rate).numpy()
+        def write(clips: list[dict[str, Any]], sounds: list[Heard]) -> list[dict[str, Any]]:
+            at_once = pool.map if any(sound.sample_rate != audio.sample_rate for sound in sounds) else map
+            for clip, waveform in zip(clips, at_once(partial(_resampled, rate=audio.sample_rate), sounds), strict=True):
+                clip |= {"samples": len(waveform), "crc32": zlib.crc32(waveform.data)}
+                samples.write(waveform.data)
+            samples.flush()  # before the note that says it is there
+            journal.write(f"{json.dumps(clips)}\n")
+            journal.flush()
+            return clips
 
-    sounds = list(in_parallel(read, list(manifest["path"]), "reading sounds"))
-    lengths = np.array([len(sound) for sound in sounds])
-    np.save(folder / "samples.npy", np.concatenate(sounds))
-    clips = manifest.assign(start=np.concatenate([[0], lengths.cumsum()[:-1]]), samples=lengths)
-    clips["bytes"] = [(root / path).stat().st_size for path in manifest["path"]]
+        written = None
+        for number, batch in enumerate(batches[-(-len(done) // BATCH) :]):
+            free, clips, sounds = memory[number % 2], [], []
+            for path in batch:
+                size, modified = _stamp(root / path)
+                heard = listen(root / path, digest=False, keep=True, into=free)
+                free = free[heard.frames :]
+                clips.append({"path": path, "left_out": heard.left_out, "bytes": size, "modified": modified})
+                sounds.append(heard._replace(samples=None) if heard.left_out else heard)
+                bar.update()
+            done += written.result() if written else []
+            written = writer.submit(write, clips, sounds)
+        done += written.result() if written else []
+    notes = pd.DataFrame(done).drop(columns="path")
+    bad = (notes["left_out"] != "").to_numpy()
+    if bad.all():
+        raise SamsgError(f"No sound in {root} can be used; the first: {notes['left_out'].iloc[0]}.")
+    files = manifest.reset_index(drop=True).join(notes)
+    files[bad].drop(columns=["samples", "crc32"]).to_csv(folder / "left_out.csv", index=False)
+    clips = files[~bad].drop(columns="left_out")
+    clips["start"] = clips["samples"].cumsum() - clips["samples"]
     clips.to_csv(folder / "clips.csv", index=False)
-    seen = hashlib.sha256((folder / "clips.csv").read_bytes())
-    with (folder / "samples.npy").open("rb") as file:
-        seen.update(hashlib.file_digest(file, "sha256").digest())
+    # Of every column, the samples' checksums among them, but not of when a file was written.
+    seen = hashlib.sha256(clips.drop(columns="modified").to_csv(index=False).encode())
     (folder / "fingerprint.txt").write_text(f"{seen.hexdigest()}\n", encoding="ascii")
+    (folder / JOURNAL).unlink()
+
+
+def _gone_on_from(folder: Path, batches: list[list[str]], root: Path) -> list[dict[str, Any]]:
+    """The notes of an interrupted call on the same files; samples.f32 and the journal are cut behind the last of them.
+
+    A note that was cut off, and everything behind it, does not count.
+    """
+    done: list[dict[str, Any]] = []
+    journal, samples = folder / JOURNAL, folder / "samples.f32"
+    lines = journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else []
+    for batch, line in zip(batches, lines, strict=False):
+        clips = json.loads(line)
+        if [(clip["path"], clip["bytes"], clip["modified"]) for clip in clips] != [
+            (p, *_stamp(root / p)) for p in batch
+        ]:
+            break
+        done += clips
+    size = 4 * sum(clip["samples"] for clip in done)
+    samples.touch()
+    if samples.stat().st_size < size:
+        done, size = [], 0
+    os.truncate(samples, size)
+    kept = lines[: -(-len(done) // BATCH)]
+    journal.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return done
 
 
 def write_spectrograms(store: WaveformStore, folder: Path, audio: AudioSettings, views: ViewSettings) -> None:
     """Compute the log-mel spectrogram of every view of every clip and write views.npy: (V, N, 128, 1001), float16.
 
-    Half precision keeps values of [0, 1] to 0.0003, a tenth of what 8-bit grey pictures do, and 0 exactly.
+    Half precision keeps values of [0, 1] to 0.0003, a tenth of what 8-bit grey pictures do, and 0 exactly. A folder
+    that an interrupted call left is gone on from.
     """
-    shape = (len(views.names), len(store), audio.n_mels, audio.n_frames)
-    spectrograms = np.lib.format.open_memmap(folder / "views.npy", "w+", np.float16, shape)
+    shape, path, journal = (
+        (len(views.names), len(store), audio.n_mels, audio.n_frames),
+        folder / "views.npy",
+        folder / JOURNAL,
+    )
+    done = journal.stat().st_size if journal.is_file() and path.is_file() else 0  # a byte a clip
+    spectrograms = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
     log_mel = LogMel(audio)
 
     def compute(index: int) -> np.ndarray:
@@ -127,6 +236,17 @@ def write_spectrograms(store: WaveformStore, folder: Path, audio: AudioSettings,
         waveforms = torch.stack([make_view(store[index], clip, view, audio, views) for view in views.names])
         return log_mel(waveforms)[:, 0].numpy()  # (V, 128, 1001)
 
-    for index, pictures in enumerate(in_parallel(compute, range(len(store)), "spectrograms")):
-        spectrograms[:, index] = pictures
+    with (
+        journal.open("ab" if done else "wb") as notes,
+        progress_bar(None, "spectrograms", len(store), "clip", done) as bar,
+        workers() as pool,
+    ):
+        for start in range(done, len(store), BATCH):
+            some = range(start, min(start + BATCH, len(store)))
+            for index, pictures in zip(some, pool.map(compute, some), strict=True):
+                spectrograms[:, index] = pictures
+                notes.write(b".")
+                notes.flush()
+                bar.update()
     spectrograms.flush()
+    journal.unlink()

@@ -181,6 +181,9 @@ def _read_folders(root: Path) -> pd.DataFrame:
         raise SamsgError(f"A corpus was looked for in {root}, which is no folder; it needs one folder for each class.")
     relative = (path.relative_to(root) for path in sorted(root.glob("*/**/*")) if path.suffix.lower() in SOUNDS)
     paths = pd.Series([path.as_posix() for path in relative if not _is_litter(path)], dtype=str)
+    for path in paths:
+        if not path.isprintable():
+            raise SamsgError(f"{root} holds {path!r}, a name that tables cannot keep; give the file another.")
     emotions = paths.str.split("/").str[0]
     if emotions.nunique() < 2:
         raise SamsgError(

@@ -1,14 +1,13 @@
 """What is on disk, held against the corpora's official file lists and listened to (Section IV-A).
 
-Two questions: is this the corpus of the paper (``check_corpus``), and which clips can be trained on (``usable``)? A bad
-file is a line of the answer, never an error. The lists in official/ hold every file's name, sample rate and length and,
+Two questions: is this the corpus of the paper (``check_corpus``), and can a clip be trained on (``listen``)? A bad file
+is a line of the answer, never an error. The lists in official/ hold every file's name, sample rate and length and,
 for EmoDB and CREMA-D, its size and SHA-256; SAVEE's files are given to registered people alone, and have none.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -74,6 +73,7 @@ class Heard(NamedTuple):
     sample_rate: int = 0  # Hz
     frames: int = 0
     sha256: str = ""
+    samples: np.ndarray | None = None  # mono, float32, (frames,); where kept, and finite
 
     @property
     def seconds(self) -> float:
@@ -85,10 +85,24 @@ class Heard(NamedTuple):
         return f"{self.status}: {self.what}" if self.status in LEFT_OUT else ""
 
 
-def listen(path: str | Path, longest: float = LONGEST, digest: bool = True) -> Heard:
-    """Read at most ``longest`` seconds of a file, for its sound and, if asked for, its hash; raises nothing."""
+def listen(
+    path: str | Path,
+    longest: float = LONGEST,
+    digest: bool = True,
+    keep: bool = False,
+    into: np.ndarray | None = None,
+) -> Heard:
+    """Read at most ``longest`` seconds of a file, for what it says of its sound; raises nothing.
+
+    Args:
+        path: of the file.
+        longest: s; a longer recording is not read.
+        digest: hash the file, unless it is larger than AT_ONCE.
+        keep: return the samples too.
+        into: memory for them, float32, used if they fit; new memory takes longer to get than a clip takes to decode.
+    """
     try:
-        return _listen(Path(path), longest, digest)
+        return _listen(Path(path), longest, digest, _EMPTY if keep and into is None else into)
     except FileNotFoundError:
         link = os.path.islink(path)
         return Heard("unreadable", "a link to nothing") if link else Heard("missing", "not on disk")
@@ -96,7 +110,10 @@ def listen(path: str | Path, longest: float = LONGEST, digest: bool = True) -> H
         return Heard("unreadable", getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
-def _listen(path: Path, longest: float, digest: bool) -> Heard:
+_EMPTY = np.zeros(0, np.float32)
+
+
+def _listen(path: Path, longest: float, digest: bool, into: np.ndarray | None) -> Heard:
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
         return Heard("unreadable", "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe or device")
@@ -104,13 +121,12 @@ def _listen(path: Path, longest: float, digest: bool) -> Heard:
         return Heard("empty", "0 bytes")
     if not os.access(path, os.R_OK):
         return Heard("unreadable", "Permission denied")
-    source, sha256 = os.fspath(path), ""
+    sha256 = ""
     if info.st_size == NO_AUDIO["bytes"] or (digest and info.st_size <= AT_ONCE):
-        content = path.read_bytes()
-        source, sha256 = io.BytesIO(content), hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        with soundfile.SoundFile(source) as sound, np.errstate(invalid="ignore", over="ignore"):
-            heard = _hear(sound, longest)._replace(sha256=sha256)
+        with soundfile.SoundFile(os.fspath(path)) as sound, np.errstate(invalid="ignore", over="ignore"):
+            heard = _hear(sound, longest, into)._replace(sha256=sha256)
     except soundfile.LibsndfileError as error:
         with path.open("rb") as file:
             head = file.read(60)
@@ -125,23 +141,27 @@ def _listen(path: Path, longest: float, digest: bool) -> Heard:
     return heard
 
 
-def _hear(sound: soundfile.SoundFile, longest: float) -> Heard:
+def _hear(sound: soundfile.SoundFile, longest: float, into: np.ndarray | None) -> Heard:
     rate, announced, limit = sound.samplerate, sound.frames, longest * sound.samplerate
     if not RATES[0] <= rate <= RATES[1]:
         return Heard("unreadable", f"its header says {rate} Hz")
     if limit < announced < 2**62:  # more than that: a stream that does not know its length
         return Heard("very long", f"{announced / rate:.0f} s, more than {longest:g} s", rate, announced)
-    frames, full, total, low, high = 0, 0, 0.0, np.inf, -np.inf
+    frames, full, total, low, high, kept = 0, 0, 0.0, np.inf, -np.inf, []
+    fits = into is not None and sound.channels == 1 and announced <= len(into)
     while frames < min(announced, limit + 1):
-        block = sound.read(2**18 // sound.channels, "float32", always_2d=True)
+        out = into[frames:, None] if fits else None
+        block = sound.read(2**18 // sound.channels, "float32", always_2d=True, out=out)
         if len(block) == 0:
             break
         mono = block.mean(1) if sound.channels > 1 else block[:, 0]  # as training hears it
         low, high = np.minimum(low, mono.min()), np.maximum(high, mono.max())  # NaN stays NaN
         if sound.channels > 1 or max(-low, high) >= FULL:
             full += np.count_nonzero(np.abs(block) >= FULL) / sound.channels
-        total += mono.sum(dtype=np.float64)
+        total += float(mono.mean()) * len(mono)
         frames += len(block)
+        if into is not None:
+            kept.append(mono)
     heard = Heard("ok", "", rate, frames)
     stored = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.M)
     cut = stored is not None and int(stored[2]) < int(stored[1]) < 2**31 - 1  # more than that: written to a pipe
@@ -151,6 +171,8 @@ def _hear(sound: soundfile.SoundFile, longest: float) -> Heard:
         return heard._replace(status="very long", what=f"more than {longest:g} s")
     if not (np.isfinite([low, high]).all() and max(-low, high) < LOUDEST):
         return heard._replace(status="not numbers", what="samples are NaN, infinite, or overflow")
+    if into is not None:
+        heard = heard._replace(samples=kept[0] if len(kept) == 1 else np.concatenate(kept))
     if heard.seconds < SHORTEST:
         return heard._replace(status="too short", what=f"{frames} samples")
     if high - low <= SILENT[sound.subtype in ("FLOAT", "DOUBLE")]:
@@ -169,22 +191,6 @@ def _listen_to(paths: list[Path], longest: float, progress: bool, digest: bool =
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         heard = pool.map(partial(listen, longest=longest, digest=digest), paths)
         return list(progress_bar(heard, "listening", len(paths), "file") if progress else heard)
-
-
-def usable(manifest: pd.DataFrame, root: str | Path, longest: float = LONGEST, progress: bool = False) -> pd.DataFrame:
-    """Which clips of a manifest can be trained on, of any corpus; raises nothing for a bad file.
-
-    Args:
-        manifest: one row a clip, with a column path.
-        root: the folder that the paths are relative to.
-        longest: s; longer recordings are left out.
-        progress: show a progress bar on standard output.
-
-    Returns:
-        The manifest with columns status (one of STATUSES) and left_out (the reason, or '').
-    """
-    heard = _listen_to([Path(root) / path for path in manifest["path"]], longest, progress)
-    return manifest.assign(status=[one.status for one in heard], left_out=[one.left_out for one in heard])
 
 
 def official_list(corpus: str) -> pd.DataFrame:

@@ -19,7 +19,6 @@ from torch import nn
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
 from samsg.corpora.catalogue import SPOKEN, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
-from samsg.corpora.verify import usable
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import important_patches
 from samsg.method.rollout import attention_rollout
@@ -51,18 +50,6 @@ def read_manifest(run: Run) -> pd.DataFrame:
     return read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
 
 
-def _refuse_changes(before: pd.DataFrame, now: pd.DataFrame, root: Path, folder: Path) -> None:
-    """Sounds that came, went, or changed in size since they were read must not be mixed with results on the others."""
-    sizes = dict(zip(before["path"], before["bytes"], strict=True))
-    found = {path: (root / path).stat().st_size for path in now["path"]}
-    changed = sorted(path for path in sizes.keys() | found.keys() if sizes.get(path) != found.get(path))
-    if changed:
-        raise SamsgError(
-            f"{len(changed)} sounds in {root} are new, gone or of another size since they were read into {folder}, "
-            f"such as {changed[0]}. Remove {folder.parent} to start anew with them, or put them back."
-        )
-
-
 def prepare(run: Run) -> WaveformStore:
     """Read every sound of the corpus once and compute the spectrograms of all views, unless that is done.
 
@@ -71,29 +58,17 @@ def prepare(run: Run) -> WaveformStore:
     Raises:
         SamsgError: the corpus is not where it should be, incomplete, changed since it was read, or without any sound.
     """
-
-    root = run.profile.root(run.corpus)
-
-    def waveforms(folder: Path) -> None:
-        manifest = usable(read_manifest(run), root)
-        bad = manifest["left_out"] != ""
-        with atomic(folder / "left_out.csv") as partial:
-            manifest[bad][["clip", "path", "emotion", "left_out"]].to_csv(partial, index=False)
-        if bad.all():
-            raise SamsgError(f"No sound in {root} can be used; the first: {manifest['left_out'].iloc[0]}.")
-        kept = manifest[~bad].drop(columns=["status", "left_out"]).reset_index(drop=True)
-        write_store(kept, root, folder, run.profile.audio)
-
-    def spectrograms(folder: Path) -> None:
-        write_spectrograms(store, folder, run.profile.audio, run.profile.views)
-
-    folder = run.stage_folder("waveforms")
+    root, folder = run.profile.root(run.corpus), run.stage_folder("waveforms")
+    audio, views = run.profile.audio, run.profile.views
     if finished(folder, run.settings("waveforms")) and root.is_dir():
-        left_out = pd.read_csv(folder / "left_out.csv", dtype=str)["path"]
-        now = read_manifest(run)
-        _refuse_changes(WaveformStore(folder).clips, now[~now["path"].isin(left_out)], root, folder)
-    store = WaveformStore(run.make("waveforms", waveforms))
-    run.make("spectrograms", spectrograms)
+        changed = WaveformStore(folder).changed(read_manifest(run), root, audio.sample_rate)
+        if changed:  # must not be mixed with results on the others
+            raise SamsgError(
+                f"{len(changed)} sounds in {root} are new, gone or changed since they were read into {folder}, such as "
+                f"{changed[0]}. Remove {folder.parent} to start anew with them, or put them back."
+            )
+    store = WaveformStore(run.make("waveforms", lambda partial: write_store(read_manifest(run), root, partial, audio)))
+    run.make("spectrograms", lambda partial: write_spectrograms(store, partial, audio, views))
     return store
 
 
