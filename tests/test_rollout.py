@@ -9,6 +9,7 @@ import torch
 from scipy.stats import spearmanr
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from samsg.method import rollout
 from samsg.method.deit import SpectrogramDeiT
 from samsg.method.rollout import attention_maps, attention_rollout, rollout_row
 from samsg.settings import SamsgError
@@ -169,14 +170,65 @@ def test_bfloat16_ranks_the_patches_as_float32_does(model, x):
         assert spearmanr(one, other).statistic > 0.999
 
 
-def test_a_plain_vit_can_be_rolled_out():
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=2, img_size=64).eval()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),  # registers, layer scale
+        ("eva02_tiny_patch14_224", {"patch_size": 16}),  # rotary position embedding
+        ("beit_base_patch16_224", {}),  # relative position bias: no fused normaliser to be had
+        ("vit_base_patch16_rope_reg1_gap_256", {}),
+    ],
+)
+def test_every_kind_of_vit_is_rolled_out_as_its_own_maps_say(name, options):
+    torch.manual_seed(0)
+    vit = timm.create_model(name, pretrained=False, depth=2, img_size=64, **options).eval()
+    with torch.no_grad():
+        for block in vit.blocks:  # away from flat attention, and from biases of 0
+            for parameter in block.attn.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), unfused(vit) as maps:
         vit.forward_features(image)
     row = rollout_row(vit, image)
-    assert row.shape == (2, 1 + 16)
-    torch.testing.assert_close(row.double(), explicit(maps, 0.9, "abnar")[:, 0], rtol=1e-5, atol=0)
+    assert row.shape == (2, vit.num_prefix_tokens + 16)
+    assert row.std() > 1e-3
+    # Single precision, rounded in another order; weights are of order 0.1.
+    torch.testing.assert_close(row.double(), explicit(maps, 0.9, "abnar")[:, 0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 2**26])
+def test_slices_give_what_fused_attention_gives(model, x, monkeypatch, size):
+    expected = rollout_row(model, x)
+    monkeypatch.setattr(
+        rollout._KeepNormalizers, "__torch_function__", lambda _, f, t, a=(), n=None: f(*a, **(n or {}))
+    )
+    monkeypatch.setattr(rollout, "SLICE", size)
+    calls = []
+    monkeypatch.setattr(
+        rollout._Scores, "softmax", lambda self, q, its=rollout._Scores.softmax: calls.append(q) or its(self, q)
+    )
+    torch.testing.assert_close(rollout_row(model, x), expected, rtol=1e-4, atol=0)
+    # The last layer has one row that counts, CLS; the others are sliced.
+    assert calls[0] == slice(0, 1)
+    assert len(calls) >= {1: 2 * 110, 10_000: 3, 2**26: 3}[size]
+
+
+def test_users_hooks_are_called_by_the_forward_pass_alone(model, x):
+    called = []
+    hook = model.vit.blocks[0].attn.register_forward_pre_hook(lambda *_: called.append(1))
+    rollout_row(model, x)
+    hook.remove()
+    assert called == [1]
+
+
+def test_tokens_that_a_model_lacks_are_named(x):
+    averaged = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, class_token=False, global_pool="avg")
+    with pytest.raises(SamsgError, match="Rollout is that of a CLS token"):
+        rollout_row(averaged, torch.rand(1, 3, 64, 64))
+    plain = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64)
+    with pytest.raises(SamsgError, match="no second token"):
+        rollout_row(plain, torch.rand(1, 3, 64, 64), token="mean")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -231,5 +283,5 @@ def test_no_map_of_tokens_by_tokens_is_ever_held():
 @pytest.mark.parametrize("other", [lambda: timm.create_model("resnet18"), lambda: torch.nn.Linear(3, 3)])
 def test_a_model_without_attention_is_refused_by_name(other):
     other = other()
-    with pytest.raises(SamsgError, match=rf"needs a ViT whose blocks have attn\.qkv.*got {type(other).__name__}"):
+    with pytest.raises(SamsgError, match=rf"needs a ViT whose blocks have an attn.*got {type(other).__name__}"):
         rollout_row(other, torch.rand(1, 3, 64, 64))
