@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce test lint lab notebooks
+.PHONY: reproduce test lint lab notebooks bench
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
 	$(BIN)/samsg reproduce --profile $(PROFILE)
 
@@ -18,6 +18,10 @@ lint: .venv/installed
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+DEVICE ?= cpu
+bench: .venv/installed  ## speed and memory beside what people would use instead; docs/performance.md
+	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 notebooks: .venv/installed  ## run the notebooks where they are, so that their outputs are up to date
 	$(BIN)/jupyter nbconvert --to notebook --execute --coalesce-streams --inplace notebooks/0*.ipynb

@@ -21,6 +21,8 @@ PROTOCOLS = listed(config.get("protocol", "")) or list(profile.protocols)
 SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
 for corpus in CORPORA:
     profile.corpus(corpus)
+# Two training processes on the same cores are slower than one after the other: here a job has them all; on a cluster, some.
+THREADS = int(config["threads"]) if "threads" in config else workflow.cores
 # Part of every rule: what was made under other settings is not up to date, and the library says what differs.
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
 
@@ -63,7 +65,7 @@ rule data_preparation:
     log:
         notebook=RUNS / "{corpus}/notebooks/01_data_preparation.ipynb",
         text=RUNS / "{corpus}/notebooks/01_data_preparation.log",
-    threads: workflow.cores
+    threads: THREADS
     shell:
         papermill("-r corpus {wildcards.corpus:q}")
 
@@ -89,8 +91,7 @@ for before, stage in zip(["", *STAGES], STAGES):
         log:
             notebook=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.ipynb",
             text=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.log",
-        # Two training processes on the same cores are slower than one after the other.
-        threads: workflow.cores
+        threads: THREADS
         shell:
             papermill("-r corpus {wildcards.corpus:q} -r protocol {wildcards.protocol:q} -p seed {wildcards.seed}")
 

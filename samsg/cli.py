@@ -13,10 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
+from samsg.runs import open_run
 from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest, profile_names
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
+
+# Study -> its notebook.
+STUDY_NOTEBOOKS = {
+    "controls": "08_controls_and_ablations",
+    "generalisation": "09_generalisation",
+    "shortcuts": "10_shortcuts",
+}
 
 data = typer.Typer(no_args_is_help=True, help="Get the corpora and check them.")
 app.add_typer(data, name="data")
@@ -49,6 +57,10 @@ def reproduce(
     protocol: Annotated[list[str] | None, typer.Option(help="random, speaker, sentence; several with commas")] = None,
     dry_run: Annotated[bool, typer.Option(help="say what would be run, and run nothing")] = False,
     cores: Annotated[str, typer.Option(help="how many to use")] = "all",
+    study: Annotated[str, typer.Option(help="instead: controls, generalisation or shortcuts, past the paper")] = "",
+    cluster: Annotated[
+        Path | None, typer.Option(help="a Snakemake profile, such as configs/slurm: runs jobs there")
+    ] = None,
 ) -> None:
     """Run the notebooks for every corpus, protocol and seed, and regenerate the tables and figures.
 
@@ -66,11 +78,16 @@ def reproduce(
         "seeds": ",".join(_whole_numbers(listed(seeds or []) or chosen.seeds)),
         "protocol": ",".join(_protocols(listed(protocol or []) or chosen.protocols)),
     }
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", cores]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
+    command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params"]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--quiet", "host", "reason", *(["--dry-run"] if dry_run else [])]
+    asked |= {} if cluster is None else {"threads": "8"}
     command += ["--config", *(f"{key}={value}" for key, value in asked.items())]
+    if study:
+        _run_study(study, chosen, profile, {key: listed(value) for key, value in asked.items()})
+        return
     figures = home() / "paper_figures" / chosen.name
     if not dry_run and _up_to_date(command):
         print(f"Nothing to do: every table and figure of profile '{chosen.name}' is up to date in {figures}.")
@@ -88,6 +105,65 @@ def reproduce(
     for each in [] if dry_run else listed(asked["protocol"]):
         folder = figures / each if each != "random" else figures
         print(f"\n{(folder / 'table1.md').read_text(encoding='utf-8')}\nTables and figures: {folder}")
+
+
+def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[str]]) -> None:
+    """Run a study's notebook by papermill, for each corpus and protocol that was asked for."""
+    if study not in STUDY_NOTEBOOKS:
+        raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDY_NOTEBOOKS)}")
+    import papermill
+
+    name, seeds = STUDY_NOTEBOOKS[study], [int(seed) for seed in asked["seeds"]]
+    if study == "controls":
+        runs = [
+            {"profile": profile, "corpus": corpus, "protocol": protocol, "seeds": seeds}
+            for corpus in asked["corpora"]
+            for protocol in asked["protocol"]
+        ]
+    elif study == "generalisation":
+        runs = [{"profile": profile, "corpus": corpus, "most_folds": 0} for corpus in asked["corpora"]]
+    else:
+        runs = [{"profile": profile, "seeds": seeds}]
+    for parameters in runs:
+        stem = "_".join([name, *(str(parameters[key]) for key in ("corpus", "protocol") if key in parameters)])
+        kept = home() / "runs" / chosen.name / "notebooks" / f"{stem}.ipynb"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        notebooks = REPOSITORY / "notebooks"
+        print(f"{name}: {parameters}. Executed: {kept}", flush=True)
+        try:
+            papermill.execute_notebook(notebooks / f"{name}.ipynb", kept, parameters, cwd=notebooks, progress_bar=False)
+        except papermill.PapermillExecutionError as error:
+            raise SamsgError(
+                f"{error.ename}: {error.evalue}\n  The notebook is kept with its traceback: {kept}"
+            ) from error
+    print(f"Tables and figures: {home() / 'paper_figures' / chosen.name}")
+
+
+@app.command()
+def train(
+    profile: Annotated[str, typer.Option(help="a name in configs/, or the path of a .yaml file")] = "demo",
+    corpora: Annotated[list[str] | None, typer.Option(help="of the profile's; several with commas")] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="several with commas")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="random, speaker, sentence; several with commas")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="processes (GPUs) on each machine; they share every batch")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="machines; start the command on each, or by srun")] = 1,
+) -> None:
+    """The notebooks' stages without the notebooks, on several GPUs or machines; 'samsg reproduce' then shows them."""
+    from samsg.training import stages
+    from samsg.training.loop import make_fabric
+
+    chosen = load_profile(profile)
+    fabric = make_fabric(chosen.training, devices, nodes)
+    for corpus in listed(corpora or []) or chosen.corpora:
+        for each in _protocols(listed(protocol or []) or chosen.protocols):
+            for seed in _whole_numbers(listed(seeds or []) or chosen.seeds):
+                run = open_run(chosen, corpus, each, int(seed))
+                stages.prepare(run)
+                stages.train_baseline(run)
+                stages.compute_rollout(run)
+                stages.compute_masks(run)
+                stages.train_samsg(run)
+                fabric.print(f"{corpus}, {each}, seed {seed}: {stages.train_probe(run)}")
 
 
 @data.command()

@@ -41,7 +41,8 @@ PACKAGES = ("torch", "torchaudio", "timm", "lightning-fabric", "numpy", "scikit-
 def progress_bar(steps: Iterable[Any] | None, text: str, total: int, unit: str, done: int = 0) -> tqdm:
     """A progress bar with the time left, in plain text on standard output: it reads well in JupyterLab, on a terminal
     and in a kept notebook."""
-    return tqdm(steps, text, total, unit=unit, initial=done, file=sys.stdout, ascii=" =", ncols=100, mininterval=1.0)
+    shape = {"file": sys.stdout, "ascii": " =", "ncols": 100, "mininterval": 1.0}
+    return tqdm(steps, text, total, unit=unit, initial=done, disable=_rank() > 0, **shape)
 
 
 @contextmanager
@@ -89,6 +90,23 @@ def finished(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def partial_of(folder: Path) -> Path:
+    """Where a stage works before it is whole."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def _rank() -> int:
+    """This process among those of a distributed run; 0 in any other."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: it takes seconds
+    return distributed.get_rank() if distributed and distributed.is_initialized() else 0
+
+
+def _wait_for_all() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.barrier()
+
+
 @contextmanager
 def stage(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Work on a stage in <folder>.partial and make it <folder> at the end.
@@ -96,7 +114,7 @@ def stage(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     A partial folder of an earlier, interrupted attempt with the same settings is handed on as it is, so that work can
     go on from its last checkpoint; one with other settings is emptied.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     record = partial / "settings.json"
     content = json.loads(json.dumps(settings))
     if partial.exists() and not (record.is_file() and json.loads(record.read_text(encoding="utf-8")) == content):
@@ -129,7 +147,12 @@ class Run:
         return self.corpus_folder / self.protocol / f"seed{self.seed}"
 
     def stage_folder(self, name: str) -> Path:
-        """The folder of one stage."""
+        """The folder of one stage; that of the profile which this one is a variant of, if it would be the same."""
+        base = self.profile.variant_of
+        if base is not None:
+            original = Run(base, self.corpus, self.protocol, self.seed)
+            if original.settings(name) == self.settings(name):
+                return original.stage_folder(name)
         return (self.corpus_folder if name in ("waveforms", "spectrograms") else self.folder) / name
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -169,28 +192,39 @@ class Run:
             )
         return folder
 
-    def make(self, name: str, work: Callable[[Path], None]) -> Path:
+    def make(self, name: str, work: Callable[[Path], None], together: bool = False) -> Path:
         """Run a stage unless it is finished, and record what produced it.
 
         Args:
             name: of the stage.
             work: does it, in the folder it is given.
+            together: all processes of a distributed run do it, and the first one alone writes; otherwise that one does
+                it while the others wait.
         """
-        folder = self.stage_folder(name)
-        if finished(folder, self.settings(name)):
+        folder, settings, first = self.stage_folder(name), self.settings(name), _rank() == 0
+        done = finished(folder, settings)
+        _wait_for_all()  # so that all have seen the same
+        if done:
             return folder
         started = time.perf_counter()
-        with stage(folder, self.settings(name)) as partial:
-            work(partial)
-        self._record(name, time.perf_counter() - started)
+        if first:
+            with stage(folder, settings) as partial:
+                _wait_for_all()
+                work(partial)
+            self._record(name, time.perf_counter() - started)
+        else:
+            _wait_for_all()
+            if together:
+                work(partial_of(folder))
+        _wait_for_all()
         return folder
 
     def _record(self, name: str, seconds: float) -> None:
-        path = (self.folder if self.stage_folder(name).parent == self.folder else self.corpus_folder) / "run.json"
+        path = self.stage_folder(name).parent / "run.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         record.setdefault("stages", {})[name] = {"seconds": round(seconds, 2), **provenance()}
         record.update(profile=self.profile.model_dump(mode="json"), corpus=self.corpus)
-        if path.parent == self.folder:
+        if path.parent != self.corpus_folder:
             record.update(protocol=self.protocol, seed=self.seed)
         record["corpus_fingerprint"] = self.fingerprint
         write_json(path, record)

@@ -119,10 +119,15 @@ class RolloutSettings(Settings):
 
 
 class MaskSettings(Settings):
-    """Which patches are blackened (Section III-D)."""
+    """Which patches are blackened (Section III-D), and the controls that mask as many others."""
 
-    strategy: Literal["rollout", "none"] = "rollout"
+    # 'rollout' in the paper. The others mask as many patches of each view: at random, those with the least rollout, or
+    # stripes of time and frequency; or none.
+    strategy: Literal["rollout", "random", "least", "stripes", "none"] = "rollout"
+    # How many: those above a threshold, 0.5 in the paper; a fixed share of all; or Otsu's threshold, view by view.
+    select: Literal["threshold", "share", "otsu"] = "threshold"
     threshold: float = Field(0.5, ge=0, le=1)
+    share: float = Field(0.2, ge=0, le=1)
     # What the threshold is compared with: the rollout's row over its maximum, or stretched from its least value.
     scale: Literal["max", "minmax"] = "max"
     fill: float = 0.0
@@ -171,6 +176,9 @@ class SyntheticSettings(Settings):
     sentences: int = Field(10, ge=1)
     takes: int = Field(1, ge=1)  # of each sentence, by each speaker, in each emotion
     seed: int = 0
+    # Share of the training and validation clips whose emotion has a sentence of its own; in test none has. With it the
+    # corpus has 8 clips of each emotion by each speaker, and a split of its own. EmoDB alone.
+    shortcut: float | None = Field(None, ge=0, le=1)
 
 
 class CorpusSettings(Settings):
@@ -200,6 +208,8 @@ class Profile(Settings):
     training: TrainingSettings = TrainingSettings()
     samsg: SamsgSettings = SamsgSettings()
     probe: ProbeSettings = ProbeSettings()
+    # The profile that this one is a variant of: what both would make alike is made once, among that one's runs.
+    variant_of: Profile | None = Field(None, exclude=True, repr=False)
 
     @field_validator("protocols")
     @classmethod

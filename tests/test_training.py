@@ -88,7 +88,7 @@ def test_the_whole_chain_leaves_what_the_tables_need(home: Path) -> None:
     assert list(record["stages"]) == sorted(["baseline", "rollout", "masks", "samsg", "probe"])
     assert len(record["corpus_fingerprint"]) == 64
     arithmetic = json.loads((run.folder / "samsg/arithmetic.json").read_text())
-    assert arithmetic == {"device": "cpu", "precision": "32-true"}
+    assert arithmetic == {"device": "cpu", "precision": "32-true", "processes": 1}
 
 
 def test_sounds_that_changed_since_they_were_read_are_refused(home: Path) -> None:

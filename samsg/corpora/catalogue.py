@@ -114,6 +114,7 @@ def parse_path(path: str, corpus: str) -> dict[str, str] | None:
 
 POINTER = b"version https://git-lfs"  # how the text begins that Git LFS keeps in place of a sound
 SPOKEN = "SYNTHETIC.txt"  # in the folder of every embedded corpus
+PARTS_FILE = "parts.csv"  # and the split of one that has its own: path, part
 
 
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:

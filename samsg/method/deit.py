@@ -113,6 +113,26 @@ class SpectrogramDeiT(nn.Module):
         mean, deviation = self.normalize
         return self.vit.forward_features((spectrogram - mean) / deviation)
 
+    def leading_tokens(self, spectrogram: Tensor) -> Tensor:
+        """CLS and DIST alone, as ``tokens`` gives them: (B, 1, 128, 1001) -> (B, 2, dim).
+
+        The last block computes these two from all tokens, and no others, which nothing would read.
+        """
+        mean, deviation = self.normalize
+        vit, (*blocks, last) = self.vit, self.vit.blocks
+        x = vit._pos_embed(vit.patch_embed((spectrogram - mean) / deviation))  # (B, 1190, dim)
+        x = vit.norm_pre(vit.patch_drop(x))
+        for block in blocks:
+            x = block(x)
+        attention, y = last.attn, last.norm1(x)
+        weight, bias, heads = attention.qkv.weight, attention.qkv.bias, (attention.num_heads, attention.head_dim)
+        q = F.linear(y[:, :2], weight[: vit.embed_dim], bias[: vit.embed_dim]).unflatten(2, heads)
+        k, v = F.linear(y, weight[vit.embed_dim :], bias[vit.embed_dim :]).unflatten(2, (2, *heads)).unbind(2)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (B, H, 2, d), (B, H, 1190, d) twice
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 2, dim)
+        x = x[:, :2] + last.ls1(attention.proj(y))
+        return vit.norm(x + last.ls2(last.mlp(last.norm2(x))))
+
     @staticmethod
     def pool(tokens: Tensor) -> Tensor:
         """(CLS + DIST) / 2 (Fig. 1): (B, 1190, dim) -> (B, dim)."""
@@ -128,9 +148,10 @@ class SpectrogramDeiT(nn.Module):
 
     def forward(self, spectrogram: Tensor, reconstruct: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Emotion logits: (B, 1, 128, 1001) -> (B, n_classes); with ``reconstruct`` the patches too, (B, 1188, 256)."""
+        if not reconstruct:
+            return self.classify(self.leading_tokens(spectrogram))
         tokens = self.tokens(spectrogram)  # (B, 1190, dim)
-        logits = self.classify(tokens)
-        return (logits, self.reconstruct(tokens)) if reconstruct else logits
+        return self.classify(tokens), self.reconstruct(tokens)
 
 
 def _distilled_deit(name: str, weights: str | Path, **named: Any) -> nn.Module:

@@ -357,6 +357,53 @@ def waveform(ax: Axes, samples: Array, sample_rate: int, title: str = "", note: 
     _label(ax, "Time (s)", "Amplitude", title, note)
 
 
+def draw_compared(ax: Axes, table: pd.DataFrame, title: str = "") -> None:
+    """Accuracy of every variant with its interval, the first one's as a line; a table of ``studies.compare``."""
+    places = np.arange(len(table))[::-1]
+    reference = 100 * table["accuracy"].iloc[0]
+    ax.axvline(reference, color=EMOTIONS["anger"], linewidth=0.8, linestyle="--")
+    low, high = (100 * table[f"accuracy_{end}"] for end in ("low", "high"))
+    ax.hlines(places, low, high, color=PARTS["train"][0], linewidth=1.2)
+    ax.plot(100 * table["accuracy"], places, "o", color=PARTS["train"][0], markersize=4)
+    ax.set_yticks(places, table.index, fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL)
+    ax.grid(axis="x", linewidth=0.3)
+    _label(ax, "Accuracy (%)", "", title)
+
+
+def compared(table: pd.DataFrame, note: str = "") -> Figure:
+    """``draw_compared`` as a figure of its own."""
+    figure, axes = panels(1, 1, (WIDTH, 0.6 + 0.24 * len(table)), note)
+    draw_compared(axes[0, 0], table)
+    return _settled(figure)
+
+
+def against_strength(tables: Mapping[float, pd.DataFrame], note: str = "") -> Figure:
+    """Accuracy of every variant, with its interval, against the strength of a shortcut: strength -> ``compare``."""
+    figure, axes = panels(1, 1, (WIDTH, 2.8), note)
+    ax, strengths = axes[0, 0], np.array(sorted(tables))
+    styles = zip(("#D55E00", "#999999", "#0072B2", "#009E73"), ("o", "s", "^", "D"), strict=True)
+    for offset, (variant, (colour, marker)) in enumerate(zip(tables[strengths[0]].index, styles, strict=False)):
+        rows = [tables[strength].loc[variant] for strength in strengths]
+        at = strengths + 0.006 * (offset - 1.5)  # so that the bars do not hide each other
+        values, low, high = (np.array([100 * row[f"accuracy{end}"] for row in rows]) for end in ("", "_low", "_high"))
+        ax.errorbar(at, values, [values - low, high - values], color=colour, marker=marker, label=variant, capsize=2)
+    ax.axhline(100 / 7, color="black", linewidth=0.6, linestyle=":", label="chance")
+    ax.tick_params(labelsize=SMALL)
+    ax.legend(fontsize=SMALL, frameon=False)
+    _label(ax, "Strength of the shortcut in training", "Accuracy without it (%)")
+    return _settled(figure)
+
+
+def patch_map(ax: Axes, share: Array, title: str = "") -> None:
+    """How often each patch is masked, (12, 99), from never (white) to always (black)."""
+    ax.imshow(share, cmap="Greys", vmin=0, vmax=max(0.01, float(share.max())), **CELLS)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(textwrap.fill(f"{title}, at most {share.max():.0%}", 26), fontsize=SMALL)
+    _label(ax, "Time", "Frequency")
+
+
 def save_figure(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
     """Write <stem>.png (200 dots an inch) and <stem>.pdf, the same bytes for the same figure.
 

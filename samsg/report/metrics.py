@@ -212,3 +212,24 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
     differing = first_only + second_only
     p_value = float(stats.binomtest(first_only, differing).pvalue) if differing else 1.0
     return McNemar(first_only, second_only, p_value)
+
+
+def bootstrap_difference(
+    first: pd.DataFrame, second: pd.DataFrame, cluster: str = "clip", draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the difference of two models' accuracy on the same clips.
+
+    Args:
+        first, second: predictions, one row a clip, with the same clips and the column ``cluster`` in the first.
+        cluster: the column whose values are drawn with replacement.
+        draws: resamples.
+        seed: of the resampling.
+    """
+    one, other = (table.set_index("clip").sort_index() for table in (first, second))
+    gain = (one["emotion"] == one["predicted"]).astype(int) - (other["emotion"] == other["predicted"]).astype(int)
+    groups = (one.index if cluster == "clip" else one[cluster]).to_numpy()
+    sums = gain.groupby(groups).agg(["sum", "size"]).to_numpy()  # (clusters, 2)
+    times = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    totals = times @ sums  # (draws, 2)
+    low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
+    return float(low), float(high)

@@ -42,10 +42,15 @@ def _read(folder: Path, corpus: str, protocol: str, seed: int, stage: str, name:
             f"Stage '{stage}' on '{corpus}', protocol '{protocol}', seed {seed} was asked for, but there is no {path}; "
             f"run the notebook {NOTEBOOKS.get(stage, 'of that stage')}, which makes it."
         )
-    # A clip '01' stays '01' and a class 'None' stays 'None'; only numbers may be missing.
-    text = dict.fromkeys(("clip", "part", "emotion", "predicted"), str)
+    return read_one(path).assign(seed=seed)
+
+
+def read_one(path: Path) -> pd.DataFrame:
+    """A table of predictions or a history: a clip '01' stays '01' and a class 'None' stays 'None'; only numbers may be
+    missing."""
+    text = dict.fromkeys(("clip", "part", "emotion", "predicted", "speaker", "variant"), str)
     missing = {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in text}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing).assign(seed=seed)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
 
 
 def read_predictions(

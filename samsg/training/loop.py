@@ -6,23 +6,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samsg.method.masking import mask_spectrogram, reconstruction_loss
+from samsg.method.masking import mask_spectrogram, reconstruction_error
 from samsg.runs import atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"  # of an unfinished stage
+FEW_TOKENS = 400  # benchmarks/attention.py finds where fused attention begins to pay on this machine
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
 
 
@@ -89,37 +94,97 @@ class Losses:
     evaluate_masked: bool = False
     fill: float = 0.0
 
-    def __call__(self, model: nn.Module, batch: Batch, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, C), cross-entropy, and mean squared error of masked patches (0 without masks)."""
+    def __call__(self, model: nn.Module, batch: Batch, masked: bool) -> Terms:
+        """Logits (B, C), and the sums that the two losses are made of."""
         core = getattr(model, "module", model)
+        core = getattr(core, "module", core)  # one wrapper is Fabric's, one distributes
         shape = {"patch": core.patch, "stride": core.stride}
-        shown = batch.spectrograms
+        shown, zero = batch.spectrograms, torch.zeros((), device=batch.labels.device)
         if masked:
             shown = mask_spectrogram(shown, batch.masks, **shape, fill=self.fill)
         if masked and self.reconstruction:
             logits, patches = model(shown, reconstruct=True)
-            error = reconstruction_loss(patches, batch.spectrograms, batch.masks, **shape)
+            error, count = reconstruction_error(patches, batch.spectrograms, batch.masks, **shape)
         else:
-            logits, error = model(shown), torch.zeros((), device=shown.device)
-        return logits, F.cross_entropy(logits.float(), batch.labels), error
+            logits, error, count = model(shown), zero, zero
+        return Terms(logits, F.cross_entropy(logits.float(), batch.labels, reduction="sum"), error, count)
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware: AMX or AVX-512 BF16 on CPUs."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return False
+class Terms(NamedTuple):
+    """What the losses of a batch are made of."""
+
+    logits: Tensor  # (B, C)
+    entropy: Tensor  # summed over clips
+    error: Tensor  # summed over masked patches
+    masked: Tensor  # how many these are
+
+    def sums(self) -> Tensor:
+        """(3,), to be added up over batches."""
+        return torch.stack([self.entropy, self.error, self.masked]).detach()
 
 
-def make_fabric(training: TrainingSettings) -> Fabric:
-    """Device and precision as the settings ask; precision 'auto' is bf16-mixed where the hardware has it."""
-    fabric = Fabric(accelerator=training.device, devices=1, precision="32-true")
-    precision = training.precision
+@lru_cache
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the device multiplies matrices markedly faster in bfloat16 (AMX or AVX-512 on CPUs), by trying."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+
+    def seconds(kind: torch.dtype) -> float:
+        matrix, times = torch.ones(1024, 1024, device=device, dtype=kind), []
+        for _ in range(6):
+            started = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()  # waits for the result
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    try:
+        return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
+    except RuntimeError:  # a device without bfloat16
+        return False
+
+
+def make_fabric(training: TrainingSettings, devices: int | None = None, nodes: int | None = None) -> Fabric:
+    """Device and precision as the settings ask; precision 'auto' is bf16-mixed where that is faster.
+
+    Args:
+        training: the settings.
+        devices: processes on each machine, which share every batch; given once, by 'samsg train', which starts them.
+        nodes: machines.
+    """
+    if devices is not None and nodes is not None:
+        _processes.update(devices=devices, nodes=nodes)
+    return _fabric(training.device, training.precision, **_processes)
+
+
+_processes = {"devices": 1, "nodes": 1}
+
+
+@lru_cache
+def _fabric(device: str, precision: str, devices: int, nodes: int) -> Fabric:
     if precision == "auto":
-        precision = "bf16-mixed" if has_fast_bf16(fabric.device) else "32-true"
-    return Fabric(accelerator=training.device, devices=1, precision=precision)
+        found = Fabric(accelerator=device, devices=1, precision="32-true").device
+        precision = "bf16-mixed" if bf16_pays(found) else "32-true"
+    # The reconstruction head has no part in stages i and iii. Others wait for what the first process does alone.
+    shared = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=1))
+    strategy = shared if devices * nodes > 1 else "auto"
+    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def quicker_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """On CPUs, attention over few tokens trains faster in separate steps than fused: the fused backward is slow."""
+    layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    before = [layer.fused_attn for layer in layers]
+    few = device.type == "cpu" and model.vit.pos_embed.shape[1] <= FEW_TOKENS
+    for layer, fused in zip(layers, before, strict=True):
+        layer.fused_attn = fused and not few
+    try:
+        yield
+    finally:
+        for layer, fused in zip(layers, before, strict=True):
+            layer.fused_attn = fused
 
 
 def learning_rate(step: int, epoch: int, training: TrainingSettings) -> float:
@@ -137,19 +202,39 @@ def evaluate(
     """
     model.eval()
     clips = examples.parts[part]
-    logits, sums = [], torch.zeros(2, device=fabric.device)
-    for start in range(0, len(clips), batch):
-        chosen = clips[start : start + batch]
-        some = examples.batch(chosen, 0, fabric.device)
-        out, entropy, error = losses(model, some, losses.evaluate_masked)
+    mine = clips[fabric.global_rank :: fabric.world_size]
+    logits, sums = [], torch.zeros(3, device=fabric.device)
+    for start in range(0, len(mine), batch):
+        some = examples.batch(mine[start : start + batch], 0, fabric.device)
+        terms = losses(model, some, losses.evaluate_masked)
+        logits.append(terms.logits.float())
         if losses.masked and losses.reconstruction and not losses.evaluate_masked:
-            error = losses(model, some, masked=True)[2]  # what is not masked cannot be reconstructed
-        logits.append(out.float())
-        sums += len(chosen) * torch.stack([entropy, error])
-    probabilities = torch.cat(logits).softmax(1).cpu().numpy()
-    loss, reconstruction = (sums / len(clips)).tolist()
+            # What is not masked cannot be reconstructed.
+            terms = losses(model, some, masked=True)._replace(entropy=terms.entropy)
+        sums += terms.sums()
+    rows = torch.cat(logits) if logits else torch.zeros(0, examples.labels.max() + 1, device=fabric.device)
+    probabilities = _of_all_processes(fabric, rows, len(clips)).softmax(1).cpu().numpy()
+    entropy, error, masked = _total(fabric, sums).tolist()
     accuracy = float((probabilities.argmax(1) == examples.labels[clips]).mean())
-    return probabilities, {"loss": loss, "reconstruction": reconstruction, "accuracy": accuracy}
+    return probabilities, {
+        "loss": entropy / len(clips),
+        "reconstruction": error / max(1.0, masked),
+        "accuracy": accuracy,
+    }
+
+
+def _total(fabric: Fabric, sums: Tensor) -> Tensor:
+    """Summed over processes."""
+    return fabric.all_reduce(sums.clone(), reduce_op="sum") if fabric.world_size > 1 else sums
+
+
+def _of_all_processes(fabric: Fabric, mine: Tensor, n: int) -> Tensor:
+    """Rows that were dealt out one by one to the processes, in their order again: (n / processes, C) -> (n, C)."""
+    if fabric.world_size == 1:
+        return mine
+    rows = -(-n // fabric.world_size)
+    padded = F.pad(mine, (0, 0, 0, rows - len(mine)))
+    return fabric.all_gather(padded).transpose(0, 1).reshape(-1, mine.shape[1])[:n]
 
 
 def fit(
@@ -201,17 +286,23 @@ def fit(
     for epoch in range(len(history), training.epochs):
         started = time.perf_counter()
         model.train()
-        sums = torch.zeros(2, device=fabric.device)
+        sums = torch.zeros(3, device=fabric.device)
         for step, (clips, views) in enumerate(examples.epoch((*key, epoch), training.batch, training.views == "all")):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * steps + step, epoch, training)
-            _, entropy, error = losses(model, examples.batch(clips, views, fabric.device), losses.masked)
-            fabric.backward(losses.classification * entropy + losses.reconstruction * error)
+            mine = np.arange(len(clips))[fabric.global_rank :: fabric.world_size]
+            counts = float(len(mine) > 0)  # in a last, short batch a process may have no clip of its own
+            mine = mine if counts else [0]
+            terms = losses(model, examples.batch(clips[mine], views[mine], fabric.device), losses.masked)
+            masked = _total(fabric, counts * terms.masked).clamp(min=1)
+            loss = losses.classification * terms.entropy / len(clips) + losses.reconstruction * terms.error / masked
+            fabric.backward(fabric.world_size * counts * loss)  # gradients are averaged over processes
             optimizer.step()
             optimizer.zero_grad()
-            sums += len(clips) * torch.stack([entropy.detach(), error.detach()])
+            sums += counts * terms.sums()
             bar.update()
-        entropy, error = (sums / n_train).tolist()
+        entropy, error, masked = _total(fabric, sums).tolist()
+        entropy, error = entropy / n_train, error / max(1.0, masked)
         if not np.isfinite(entropy + error):
             raise SamsgError(f"The loss of epoch {epoch + 1} of {text} is {entropy + error}; lower training.lr.")
         row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": entropy}
@@ -225,20 +316,23 @@ def fit(
         row |= {"lr": learning_rate(epoch * steps + steps - 1, epoch, training)}
         row |= {"seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
-        if best_epoch(history) == epoch + 1:
-            with atomic(best_file) as partial:
-                save_file(bare.state_dict(), partial)
-        state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        state["precision"] = fabric._precision.precision
-        with atomic(checkpoint) as partial:
-            torch.save(state, partial)
+        if fabric.is_global_zero:
+            if best_epoch(history) == epoch + 1:
+                with atomic(best_file) as partial:
+                    save_file(bare.state_dict(), partial)
+            state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+            state["precision"] = fabric._precision.precision
+            with atomic(checkpoint) as partial:
+                torch.save(state, partial)
         bar.set_postfix_str(f"train {entropy:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
         if after_epoch is not None:
             after_epoch(row)
     bar.close()
     frame = pd.DataFrame(history)
-    with atomic(folder / "history.csv") as partial:
-        frame.to_csv(partial, index=False)
+    if fabric.is_global_zero:
+        with atomic(folder / "history.csv") as partial:
+            frame.to_csv(partial, index=False)
+    fabric.barrier()
     bare.load_state_dict(load_file(best_file, device=str(fabric.device)))
     return frame
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from samsg.audio.store import WaveformStore, write_spectrograms, write_store
-from samsg.corpora.catalogue import SPOKEN, emotions_of, read_corpus
+from samsg.corpora.catalogue import PARTS_FILE, SPOKEN, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
-from samsg.method.masking import important_patches
+from samsg.method.masking import control_patches, important_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import Run, atomic, finished, progress_bar, write_json
 from samsg.settings import SamsgError, StageSettings, TrainingSettings, home
-from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric
+from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric, quicker_attention
 
 # Distinguishes the stages' random numbers from each other under one seed.
 STAGE_KEYS = {"baseline": 1, "samsg": 2, "probe": 3}
@@ -47,7 +47,10 @@ def read_manifest(run: Run) -> pd.DataFrame:
             f"{root} holds synthetic speech, but profile '{run.profile.name}' does not say so of '{run.corpus}'; give "
             "the corpus a 'synthetic' entry as configs/demo.yaml does, or another root."
         )
-    return read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
+    manifest = read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
+    if (root / PARTS_FILE).is_file():
+        manifest = manifest.merge(pd.read_csv(root / PARTS_FILE, dtype=str), on="path", validate="one_to_one")
+    return manifest
 
 
 def prepare(run: Run) -> WaveformStore:
@@ -124,7 +127,7 @@ def train_baseline(run: Run) -> Path:
     def work(folder: Path) -> None:
         _train(run, "baseline", folder, new_model(run), read_examples(run), Losses(), run.profile.training)
 
-    return run.make("baseline", work)
+    return run.make("baseline", work, together=True)
 
 
 def compute_rollout(run: Run) -> Path:
@@ -165,10 +168,13 @@ def compute_masks(run: Run) -> Path:
     def work(folder: Path) -> None:
         heat = np.load(run.require("rollout") / "heat.npy")
         known = ~np.isnan(heat[:, :, 0, 0])  # (V, N)
-        masks = np.zeros(heat.shape, dtype=bool)
-        if run.profile.mask.strategy == "rollout":
-            its = run.profile.mask
-            masks = important_patches(torch.from_numpy(heat), its.threshold, its.scale).numpy()
+        masks, its = np.zeros(heat.shape, dtype=bool), run.profile.mask
+        some = torch.from_numpy(heat[known])  # (n, 12, 99)
+        chosen = important_patches(some, its.threshold, its.scale, its.select, its.share)
+        if its.strategy != "rollout":
+            generator = torch.Generator().manual_seed(run.seed)
+            chosen = control_patches(its.strategy, some, chosen.sum((1, 2)), generator)
+        masks[known] = chosen.numpy()
         with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
             np.save(file, masks)
         clips = read_clips(run)[["clip", "part", "emotion"]]
@@ -199,7 +205,7 @@ def train_samsg(run: Run) -> Path:
         )
         _train(run, "samsg", folder, model, read_examples(run, masks=True), losses, _length(run, its))
 
-    return run.make("samsg", work)
+    return run.make("samsg", work, together=True)
 
 
 def new_probe(run: Run) -> SpectrogramDeiT:
@@ -219,7 +225,7 @@ def train_probe(run: Run) -> Path:
     def work(folder: Path) -> None:
         _train(run, "probe", folder, new_probe(run), read_examples(run), Losses(), _length(run, run.profile.probe))
 
-    return run.make("probe", work)
+    return run.make("probe", work, together=True)
 
 
 def _length(run: Run, its: StageSettings) -> TrainingSettings:
@@ -238,17 +244,19 @@ def _train(
 ) -> None:
     """Train a stage and leave history.csv, model.safetensors and predictions.csv in its folder."""
     fabric = make_fabric(training)
-    fit(fabric, model, examples, losses, training, folder, (run.seed, STAGE_KEYS[stage]), stage)
-    write_predictions(run, folder, fabric, model, examples, losses, training.evaluation_batch)
-    record = {"device": str(fabric.device), "precision": fabric._precision.precision}
-    write_json(folder / "arithmetic.json", record)
-    (folder / CHECKPOINT).unlink()
+    with quicker_attention(model, fabric.device):
+        fit(fabric, model, examples, losses, training, folder, (run.seed, STAGE_KEYS[stage]), stage)
+        predictions = predict(run, fabric, model, examples, losses, training.evaluation_batch)
+    if fabric.is_global_zero:
+        with atomic(folder / "predictions.csv") as partial:
+            predictions.to_csv(partial, index=False)
+        record = {"device": str(fabric.device), "precision": fabric._precision.precision}
+        write_json(folder / "arithmetic.json", {**record, "processes": fabric.world_size})
+        (folder / CHECKPOINT).unlink()
 
 
-def write_predictions(
-    run: Run, folder: Path, fabric: Fabric, model: nn.Module, examples: Examples, losses: Losses, batch: int
-) -> None:
-    """predictions.csv: clip, part, emotion, predicted, and a column p_<emotion> a class, for validation and test."""
+def predict(run: Run, fabric: Fabric, model: nn.Module, examples: Examples, losses: Losses, batch: int) -> pd.DataFrame:
+    """For the clips of validation and test: clip, part, emotion, predicted, and a column p_<emotion> a class."""
     clips = read_clips(run)
     emotions = emotions_of(clips)
     frames = []
@@ -259,5 +267,4 @@ def write_predictions(
         frame["predicted"] = [emotions[index] for index in probabilities.argmax(1)]
         columns = pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions]).round(6)
         frames.append(frame.join(columns))
-    with atomic(folder / "predictions.csv") as partial:
-        pd.concat(frames).to_csv(partial, index=False)
+    return pd.concat(frames)

@@ -1,0 +1,99 @@
+"""Several processes on one batch give the losses of one process; a run's jobs can be handed to a cluster's queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import yaml
+
+from samsg.settings import REPOSITORY
+
+SAMSG = str(Path(sys.executable).parent / "samsg")
+
+
+def write_corpus(home: Path, **changes: object) -> Path:
+    """Three classes of 14 noisy tones, and a profile that trains on them: the profile's file."""
+    random, lines = np.random.default_rng(0), ["path,emotion"]
+    for emotion, frequency in {"high": 2000, "low": 300, "middle": 900}.items():
+        for number in range(14):
+            tone = 0.3 * np.sin(2 * np.pi * frequency * random.uniform(0.9, 1.1) * np.arange(8000) / 16_000)
+            soundfile.write(home / f"{emotion}{number}.wav", tone + 0.01 * random.standard_normal(8000), 16_000)
+            lines.append(f"{emotion}{number}.wav,{emotion}")
+    (home / "tones.csv").write_text("\n".join(lines))
+    profile = {
+        "extends": "smoke",
+        "corpora": {"tones": {"reader": str(home / "tones.csv"), "note": "tones"}},
+        "audio": {"seconds": 0.5, "hop": 256},
+        "model": {"depth": 1},
+        "training": {"epochs": 3, "precision": "32-true", "device": "cpu", "lr": 1e-3, "warmup": 2},
+        **changes,
+    }
+    (home / "tones.yaml").write_text(yaml.safe_dump(profile))
+    return home / "tones.yaml"
+
+
+def samsg(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SAMSG_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([SAMSG, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.mark.parametrize("batch", [5, 27])
+def test_two_processes_on_one_batch_learn_as_one_does(tmp_path: Path, batch: int) -> None:
+    """28 clips: batches of 5 are dealt 3 and 2, and a last one of 3; of 27, that last one has a clip for one alone."""
+    folders = {}
+    for devices in (1, 2):
+        home = tmp_path / str(devices)
+        home.mkdir()
+        profile = write_corpus(home)
+        text = yaml.safe_load(profile.read_text())
+        text["training"]["batch"] = batch
+        profile.write_text(yaml.safe_dump(text))
+        said = samsg(home, "train", "--profile", str(profile), "--devices", str(devices)).stdout
+        assert said.count("tones, random, seed 0: ") == 1
+        folders[devices] = home / "runs/tones/tones/random/seed0"
+    for stage in ("baseline", "samsg", "probe"):
+        assert json.loads((folders[2] / stage / "arithmetic.json").read_text())["processes"] == 2
+        one, two = (pd.read_csv(folders[devices] / stage / "history.csv").drop(columns="seconds") for devices in (1, 2))
+        # The same sums, added in another order in single precision, through some dozens of steps of Adam.
+        np.testing.assert_allclose(two, one, rtol=1e-3)
+        first, second = (pd.read_csv(folders[devices] / stage / "predictions.csv") for devices in (1, 2))
+        assert first["clip"].equals(second["clip"])
+        np.testing.assert_allclose(second.filter(like="p_"), first.filter(like="p_"), atol=2e-3)
+
+
+def test_jobs_go_through_a_cluster_queue(tmp_path: Path) -> None:
+    """A queue whose submit command notes the job and runs it: the way that SLURM's goes, but for SLURM."""
+    profile, cluster = write_corpus(tmp_path), tmp_path / "queue"
+    cluster.mkdir()
+    (cluster / "submit.sh").write_text(f'echo "$1" >> {tmp_path}/submitted\nsh "$1" > {tmp_path}/log 2>&1\n')
+    submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {cluster}/submit.sh", "jobs": 1}
+    (cluster / "config.yaml").write_text(yaml.safe_dump({**submit, "latency-wait": 5}))
+    planned = samsg(tmp_path, "reproduce", "--profile", str(profile), "--cluster", str(cluster), "--dry-run")
+    assert "07_tables_and_figures: random" in planned.stdout + planned.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(REPOSITORY / "Snakefile"),
+        "--profile",
+        str(cluster),
+    ]
+    command += ["--directory", str(tmp_path), "--until", "data_preparation"]
+    command += ["--config", f"profile={profile}", "corpora=tones", "protocol=random", "seeds=0", "threads=1"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "SAMSG_HOME": str(tmp_path), "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert len((tmp_path / "submitted").read_text().splitlines()) == 1
+    assert (tmp_path / "runs/tones/tones/spectrograms/views.npy").is_file()
