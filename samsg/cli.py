@@ -86,6 +86,10 @@ def reproduce(
     asked |= {} if cluster is None else {"threads": "8"}
     command += ["--config", *(f"{key}={value}" for key, value in asked.items())]
     if study:
+        if dry_run or cluster is not None:
+            raise SamsgError(
+                "A study is one notebook, run here: --dry-run and --cluster are not for it (docs/cluster.md)."
+            )
         _run_study(study, chosen, profile, {key: listed(value) for key, value in asked.items()})
         return
     figures = home() / "paper_figures" / chosen.name
@@ -125,7 +129,8 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
     else:
         runs = [{"profile": profile, "seeds": seeds}]
     for parameters in runs:
-        stem = "_".join([name, *(str(parameters[key]) for key in ("corpus", "protocol") if key in parameters)])
+        named = [str(parameters[key]) for key in ("corpus", "protocol") if key in parameters]
+        stem = "_".join([name, *named, *(["seeds", *map(str, parameters["seeds"])] if "seeds" in parameters else [])])
         kept = home() / "runs" / chosen.name / "notebooks" / f"{stem}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)
         notebooks = REPOSITORY / "notebooks"

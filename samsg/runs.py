@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest
@@ -105,6 +106,32 @@ def _wait_for_all() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():
         distributed.barrier()
+
+
+def _as_the_first_says(done: bool) -> bool:
+    """The same answer in all processes of a distributed run."""
+    distributed = sys.modules.get("torch.distributed")
+    if not (distributed and distributed.is_initialized()):
+        return done
+    said = [done]
+    distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Work on a stage while no other process does; wait for one that is at it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        print(f"Another process is working on {folder}; waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -202,21 +229,22 @@ class Run:
                 it while the others wait.
         """
         folder, settings, first = self.stage_folder(name), self.settings(name), _rank() == 0
-        done = finished(folder, settings)
-        _wait_for_all()  # so that all have seen the same
-        if done:
-            return folder
-        started = time.perf_counter()
-        if first:
-            with stage(folder, settings) as partial:
+        done = first and finished(folder, settings)
+        with _alone(folder) if first and not done else nullcontext():
+            done = done or (first and finished(folder, settings))  # another process may have done it meanwhile
+            if _as_the_first_says(done):
+                return folder
+            started = time.perf_counter()
+            if first:
+                with stage(folder, settings) as partial:
+                    _wait_for_all()
+                    work(partial)
+                self._record(name, time.perf_counter() - started)
+            else:
                 _wait_for_all()
-                work(partial)
-            self._record(name, time.perf_counter() - started)
-        else:
+                if together:
+                    work(partial_of(folder))
             _wait_for_all()
-            if together:
-                work(partial_of(folder))
-        _wait_for_all()
         return folder
 
     def _record(self, name: str, seconds: float) -> None:

@@ -176,7 +176,7 @@ class SyntheticSettings(Settings):
     sentences: int = Field(10, ge=1)
     takes: int = Field(1, ge=1)  # of each sentence, by each speaker, in each emotion
     seed: int = 0
-    # Share of the training and validation clips whose emotion has a sentence of its own; in test none has. With it the
+    # Share of the training and validation clips that say their emotion's own sentence; test clips say any. With it the
     # corpus has 8 clips of each emotion by each speaker, and a split of its own. EmoDB alone.
     shortcut: float | None = Field(None, ge=0, le=1)
 

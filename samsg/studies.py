@@ -13,14 +13,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from scipy import stats
 
+from samsg.method.masking import covered
 from samsg.report.metrics import bootstrap_difference, mcnemar, summarise
 from samsg.report.tables import read_one
 from samsg.runs import Run, atomic, open_run
 from samsg.settings import Profile, SamsgError, nearest
 from samsg.training import stages
 
-MASKS = {"random": "random patches", "least": "least-attended patches", "stripes": "stripes", "none": "no masks"}
+MASKS = {
+    "random": "random patches",
+    "least": "least-attended patches",
+    "stripes": "stripes",
+    "none": "no masks, so no reconstruction",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ def _changes(profile: Profile, study: str) -> list[tuple[str, str, dict[str, Any
     )
     samsg: tuple[str, str, dict[str, Any], str] = ("samsg", "SAMSG", {}, "probe")
     deit: tuple[str, str, dict[str, Any], str] = ("deit", "DeiT", {}, "baseline")
-    long = ("long", "DeiT, as many epochs", {"training": {"epochs": total}}, "baseline")
+    # Its learning rate is halved as often over all epochs as DeiT's is over its own.
+    slower = -(-profile.training.halve_every * total // profile.training.epochs)
+    longer = {"training": {"epochs": total, "halve_every": slower}}
+    long = ("long", "DeiT, as many epochs", longer, "baseline")
     masks = [(name, f"SAMSG, {title}", {"mask": {"strategy": name}}, "probe") for name, title in MASKS.items()]
     if study == "controls":
         losses = [
@@ -137,9 +148,10 @@ def _speakers(run: Run) -> pd.DataFrame:
 def compare(predictions: pd.DataFrame, reference: str = "SAMSG", draws: int = 2000) -> pd.DataFrame:
     """Every variant, and how it differs from one of them on the same clips.
 
-    Intervals are bootstrapped over speakers: clips of one speaker resemble each other. McNemar's exact test counts each
-    clip of each seed; it is exact where no clip is tested under two seeds, as over the folds of a grouped protocol.
-    Its p-values are corrected for the number of comparisons by Holm's method.
+    Intervals are bootstrapped over speakers, as clips of one speaker resemble each other, and widened for how few these
+    are: by t(G - 1) against the normal quantile and by G / (G - 1), G speakers (Cameron & Miller 2015). McNemar's exact
+    test takes clips as independent, and is left out where a clip is tested under several seeds. Its p-values are
+    corrected by Holm's method for the comparisons of this table. Macro F1 is that of all folds' clips together.
 
     Args:
         predictions: of ``study_predictions``, or as committed.
@@ -152,6 +164,8 @@ def compare(predictions: pd.DataFrame, reference: str = "SAMSG", draws: int = 20
         from the reference) and its interval, only_it and only_reference (clips that one alone gets right), p, p_holm.
     """
     classes = sorted({*predictions["emotion"], *predictions["predicted"]})
+    groups = predictions["speaker"].nunique()
+    repeated = predictions.duplicated(["variant", "clip"]).any()
     keyed = predictions.assign(clip=predictions["clip"] + "/" + predictions["seed"].astype(str))
     base, rows = keyed[keyed["variant"] == reference], []
     for title, table in keyed.groupby("variant", sort=False):
@@ -161,12 +175,14 @@ def compare(predictions: pd.DataFrame, reference: str = "SAMSG", draws: int = 20
         )
         row = {"variant": title, "n": its.n, "fold_std": folds.std()}
         for name, estimate in (("accuracy", its.accuracy), ("macro_f1", its.macro_f1)):
-            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            low, high = _widened(estimate.value, estimate.low, estimate.high, groups)
+            row |= {name: estimate.value, f"{name}_low": max(0.0, low), f"{name}_high": min(1.0, high)}
         if title != reference:
             test = mcnemar(table, base)
-            low, high = bootstrap_difference(table, base, "speaker", draws)
-            row |= {"difference": row["accuracy"] - float((base["emotion"] == base["predicted"]).mean())}
-            row |= {"difference_low": low, "difference_high": high, "p": test.p_value}
+            gain = row["accuracy"] - float((base["emotion"] == base["predicted"]).mean())
+            low, high = _widened(gain, *bootstrap_difference(table, base, "speaker", draws), groups)
+            row |= {"difference": gain, "difference_low": max(-1.0, low), "difference_high": min(1.0, high)}
+            row |= {"p": np.nan if repeated else test.p_value}
             row |= {"only_it": test.first_only, "only_reference": test.second_only}
         rows.append(row)
     table = pd.DataFrame(rows).set_index("variant")
@@ -188,7 +204,9 @@ def printable(compared: pd.DataFrame) -> pd.DataFrame:
             "Macro F1 (%)": interval(row, "macro_f1", ".1f"),
             "± over folds": "-" if pd.isna(row["fold_std"]) else f"{100 * row['fold_std']:.1f}",
             "Difference": interval(row, "difference", "+.1f"),
-            "Only it / only SAMSG": "-" if pd.isna(row["p"]) else f"{row['only_it']:.0f} / {row['only_reference']:.0f}",
+            "Only it / only SAMSG": "-"
+            if pd.isna(row["difference"])
+            else f"{row['only_it']:.0f} / {row['only_reference']:.0f}",
             "p": "-" if pd.isna(row["p"]) else f"{row['p']:.3f}",
             "p (Holm)": "-" if pd.isna(row["p"]) else f"{row['p_holm']:.3f}",
             "Test clips": f"{row['n']:.0f}",
@@ -205,23 +223,41 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
         predictions[kept].to_csv(partial, index=False)
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """What ``write_predictions`` kept."""
-    return read_one(path)
+def follows_sentence(predictions: pd.DataFrame, clips: pd.DataFrame) -> float:
+    """Of clips whose sentence is another emotion's own in training: the share that is taken for that emotion.
+
+    Args:
+        predictions: with columns clip, predicted.
+        clips: of the corpus at strength 1, whose training clips tell each emotion's own sentence; test clips are the
+            same at every strength.
+    """
+    train = clips[clips["part"] == "train"]
+    own = train.groupby("sentence")["emotion"].first()
+    table = predictions.merge(clips[["clip", "sentence"]], on="clip", validate="many_to_one")
+    told = table["sentence"].map(own)
+    misled = told.notna() & (told != table["emotion"])
+    return float((table["predicted"] == told)[misled].mean())
 
 
 def masked_where(profile: Profile, corpus: str, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
-    """Of every training clip in its clean view: the share of patches that are masked, that are padding (all of their
-    frames lie behind the clip's end), and of the masked ones that are padding."""
+    """Of every training clip in its clean view: the share of patches that are masked, of cells that become black, of
+    patches that are padding (every window of theirs lies behind the clip's end), and of masked ones that are."""
     run = open_run(profile, corpus, protocol, seed)
     clips, masks = stages.read_clips(run), np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0]
     train = (clips["part"] == "train").to_numpy()
     starts = np.arange(masks.shape[2]) * profile.model.stride * profile.audio.hop  # samples, of each column of patches
-    rates = clips["samples"].to_numpy()[train, None]
-    behind = np.repeat((starts > rates)[:, None], masks.shape[1], axis=1)  # (n, 12, 99)
+    ends = clips["samples"].to_numpy()[train, None] + profile.audio.window / 2
+    behind = np.repeat((starts >= ends)[:, None], masks.shape[1], axis=1)  # (n, 12, 99)
     its = masks[train]
     both = (its & behind).sum((1, 2)) / np.maximum(its.sum((1, 2)), 1)
-    shares = {"masked": its.mean((1, 2)), "padding": behind.mean((1, 2)), "masked that is padding": both}
+    size, patch, stride = profile.audio.n_mels * profile.audio.n_frames, profile.model.patch, profile.model.stride
+    black = covered(torch.from_numpy(its), patch, stride).numpy() / size
+    shares = {
+        "masked": its.mean((1, 2)),
+        "black": black,
+        "padding": behind.mean((1, 2)),
+        "masked that is padding": both,
+    }
     return pd.DataFrame(shares, index=clips.loc[train, "clip"])
 
 
@@ -234,6 +270,14 @@ def mask_maps(profile: Profile, corpus: str, protocol: str = "random", seed: int
             train = (stages.read_clips(run)["part"] == "train").to_numpy()
             maps[variant.title] = np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0][train].mean(0)
     return maps
+
+
+def _widened(value: float, low: float, high: float, groups: int) -> tuple[float, float]:
+    """A percentile interval, widened for having been drawn from few groups; all there is, for one."""
+    if groups < 2:
+        return -1.0, 1.0
+    factor = (groups / (groups - 1)) ** 0.5 * stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975)
+    return value - factor * (value - low), value + factor * (high - value)
 
 
 def holm(p: pd.Series) -> pd.Series:

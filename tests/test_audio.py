@@ -508,6 +508,8 @@ def test_a_changed_file_is_noticed_and_a_touched_one_is_not(tmp_path):
         os.utime(tmp_path / path, (1, 1))
     assert changed() == []
     assert changed(manifest[1:]) == ["one.wav"]
+    assert changed(manifest.assign(emotion=["01", "03", "mixed/other"])) == ["two.flac"]
+    assert changed(manifest.assign(part="train")) == sorted(manifest["path"])
     soundfile.write(tmp_path / "one.wav", -noise(8000).numpy(), RATE, subtype="FLOAT")  # of the same size
     assert changed() == ["one.wav"]
     soundfile.write(tmp_path / "three.wav", noise(100_000).numpy(), RATE)  # mended

@@ -98,7 +98,10 @@ def test_the_pooled_output_is_the_mean_of_both_tokens():
     model = small()
     x = spectrogram()
     tokens = model.tokens(x)
-    assert torch.equal(model(x), model.emotion_head((tokens[:, 0] + tokens[:, 1]) / 2))
+    pooled = model.emotion_head((tokens[:, 0] + tokens[:, 1]) / 2)
+    # The model computes those two tokens alone, in products of another shape: single precision's last digits.
+    torch.testing.assert_close(model(x), pooled, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.classify(tokens), pooled)
 
 
 def test_reconstruction_reads_the_patch_tokens_alone():
@@ -124,7 +127,7 @@ def test_normalize_shifts_and_scales_what_comes_in():
         plain = model.tokens((x - 0.449) / 0.226)
         model.normalize = IMAGENET_GREY
         assert torch.equal(model.tokens(x), plain)
-        assert torch.equal(model(x), model.classify(plain))
+        torch.testing.assert_close(model(x), model.classify(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_grey_has_the_mean_of_imagenets_colours():
@@ -276,3 +279,21 @@ def test_random_weights_depend_on_the_seed_alone():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["vit.blocks.0.attn.qkv.weight"], states[2]["vit.blocks.0.attn.qkv.weight"])
     assert not torch.equal(states[0]["emotion_head.weight"], states[2]["emotion_head.weight"])
+
+
+def test_the_two_tokens_that_are_read_are_those_of_the_full_model_with_their_gradients():
+    torch.manual_seed(0)
+    model = SpectrogramDeiT(n_classes=7, size="tiny", depth=2, n_frames=101).eval()
+    with torch.no_grad():  # away from fresh weights, where biases are 0 and norms 1
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x, gradients = torch.rand(2, 1, 128, 101), []
+    for tokens in (model.tokens(x)[:, :2], model.leading_tokens(x)):
+        model.zero_grad()
+        tokens.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(model.leading_tokens(x), model.tokens(x)[:, :2], rtol=1e-4, atol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        # Sums of thousands of products in single precision, in another order.
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))

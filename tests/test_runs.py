@@ -19,9 +19,11 @@ def smoke(**overrides) -> Profile:
 
 
 def contents(folder: Path) -> set[str]:
-    """The files below a folder, and its empty folders."""
+    """The files below a folder, and its empty folders; without the locks that keep a second process waiting."""
     return {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or not any(path.iterdir())
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if (path.is_file() or not any(path.iterdir())) and path.suffix != ".lock"
     }
 
 

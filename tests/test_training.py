@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,33 @@ def test_the_whole_chain_leaves_what_the_tables_need(home: Path) -> None:
     assert len(record["corpus_fingerprint"]) == 64
     arithmetic = json.loads((run.folder / "samsg/arithmetic.json").read_text())
     assert arithmetic == {"device": "cpu", "precision": "32-true", "processes": 1}
+
+
+def test_a_label_that_changed_since_it_was_read_is_noticed(home: Path) -> None:
+    run = run_of(home)
+    samsg.prepare(run)
+    table = (home / "tones.csv").read_text()
+    (home / "tones.csv").write_text(table.replace("tones/low3.wav,low,", "tones/low3.wav,high,"))
+    with pytest.raises(SamsgError, match=r"1 sounds in .*, or what is said of them, .* such as tones/low3\.wav"):
+        samsg.prepare(run)
+
+
+def test_a_second_process_waits_for_the_first_and_takes_what_it_made(home: Path, capsys) -> None:
+    run, made = run_of(home), []
+
+    def work(folder: Path) -> None:
+        made.append(folder)
+        time.sleep(3)
+        (folder / "done").touch()
+
+    threads = [threading.Thread(target=run.make, args=("waveforms", work)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert (run.require("waveforms") / "done").is_file()
+    assert "Another process is working on" in capsys.readouterr().out
 
 
 def test_sounds_that_changed_since_they_were_read_are_refused(home: Path) -> None:

@@ -87,7 +87,7 @@ class WaveformStore:
         return torch.from_numpy(self._samples[start : start + length].copy())
 
     def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int) -> list[str]:
-        """The files that came, went, or sound otherwise than when they were read.
+        """The files that came, went, are called or sound otherwise than when they were read.
 
         Args:
             manifest: of the corpus as it is now.
@@ -96,6 +96,9 @@ class WaveformStore:
         """
         files = pd.concat([self.clips, self.left_out], ignore_index=True)
         changed = sorted(set(files["path"]) ^ set(manifest["path"]))
+        both = manifest.set_index("path").drop(index=changed, errors="ignore")
+        known = files.set_index("path").reindex(index=both.index, columns=both.columns)
+        changed += sorted(both.index[(both != known).any(axis=1)])  # another emotion, speaker, part
         for index, file in files[~files["path"].isin(changed)].iterrows():
             if _stamp(root / file["path"]) == (file["bytes"], file["modified"]):
                 continue

@@ -282,8 +282,8 @@ def _shortcut_clips(settings: SyntheticSettings) -> Iterator[Clip]:
     """EmoDB with a shortcut: by each speaker in each emotion 4 clips to train on, 1 to validate and 3 to test.
 
     Of the former two parts, a share has the emotion's own sentence, the first with the first and so on; all others
-    have any sentence. So at 1 the sentence tells the emotion in training, and at 0 it never does. Test clips are the
-    same at every strength.
+    have any sentence. So at 1 the sentence tells the emotion in training; at 0 it tells nothing. Test clips have any
+    sentence, and are the same at every strength.
     """
     sentences, codes = list(EMODB_SENTENCES)[: settings.sentences], GRAMMARS["emodb"].emotions
     if len(sentences) < len(codes):

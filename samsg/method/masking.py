@@ -47,39 +47,69 @@ def important_patches(
 
 def most(values: Tensor, counts: Tensor) -> Tensor:
     """As many patches of each clip as ``counts`` says, those with the largest values: (B, 12, 99), (B,) -> bool."""
-    ranks = values.flatten(-2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, N)
-    return (ranks < counts[:, None]).unflatten(-1, values.shape[-2:])
+    return (_ranks(values) < counts[:, None]).unflatten(-1, values.shape[-2:])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """0 for a clip's largest value, 1 for the next, ...: (B, 12, 99) -> (B, N)."""
+    return values.flatten(-2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def covered(mask: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
+    """How many cells the masked patches cover together, overlaps once: bool (B, 12, 99) -> (B,)."""
+    rows, columns = ((size - 1) * stride + patch for size in mask.shape[-2:])
+    return masked_cells(mask, (rows, columns), patch, stride).sum((1, 2, 3))
 
 
 def control_patches(
-    strategy: Literal["random", "least", "stripes", "none"], heat: Tensor, counts: Tensor, generator: torch.Generator
+    strategy: Literal["random", "least", "stripes", "none"],
+    heat: Tensor,
+    important: Tensor,
+    generator: torch.Generator,
+    patch: int = 16,
+    stride: int = 10,
 ) -> Tensor:
-    """As many patches of each clip as ``counts`` says, but not the important ones: (B, 12, 99), (B,) -> bool.
+    """Patches that cover the same area as the important ones, elsewhere: (B, 12, 99), bool (B, 12, 99) -> bool.
+
+    The area is what becomes black: overlapping patches that lie apart cover more cells than as many that touch. Patches
+    are taken in the strategy's order as long as they cover no more than the important ones do, so an area is met to
+    less than one patch.
 
     Args:
-        strategy: 'random' patches; those with the 'least' rollout; 'stripes' of neighbouring columns and rows, half of
-            the patches each, at random places, as SpecAugment masks (Park et al., Interspeech 2019); 'none'.
+        strategy: 'random' patches; those with the 'least' rollout; 'stripes' of neighbouring columns and then rows,
+            half of the area each, at random places, as SpecAugment masks (Park et al., Interspeech 2019); 'none'.
         heat: rollout.
-        counts: how many patches of each clip.
+        important: the mask whose area is to be met.
         generator: of the random numbers, on the CPU.
+        patch, stride: side of a patch and distance between neighbours, in cells.
     """
     if strategy == "none":
-        return torch.zeros_like(heat, dtype=torch.bool)
+        return torch.zeros_like(important)
+    area = covered(important, patch, stride)
     if strategy == "least":
-        return most(-heat, counts)
+        return _filled(-heat, area, patch, stride)
     if strategy == "random":
-        return most(torch.rand(heat.shape, generator=generator).to(heat), counts)
+        return _filled(torch.rand(heat.shape, generator=generator).to(heat), area, patch, stride)
     rows, columns = heat.shape[-2:]
-    masks = []
-    for count in counts.tolist():
-        row, column = (int(torch.randint(size, (), generator=generator)) for size in (rows, columns))
-        # Patches in the order in which a stripe that grows to the right, or downwards, takes them.
-        of_time = (torch.arange(columns) - column) % columns * rows + torch.arange(rows)[:, None]  # (12, 99)
-        of_frequency = (torch.arange(rows) - row)[:, None] % rows * columns + torch.arange(columns)
-        mask = of_time < count // 2
-        left = of_frequency.masked_fill(mask, rows * columns)
-        masks.append(mask | most(-left[None].float(), torch.tensor([count - count // 2]))[0])
-    return torch.stack(masks).to(heat.device)
+    first_row, first_column = (torch.randint(size, (len(heat), 1, 1), generator=generator) for size in (rows, columns))
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+    # Patches in the order in which a stripe that grows to the right, or downwards, takes them.
+    in_time = (column - first_column) % columns * rows + row  # (B, 12, 99)
+    in_frequency = (row - first_row) % rows * columns + column
+    upright = _filled(-in_time.float().to(heat), area // 2, patch, stride)
+    order = in_frequency.float().to(heat).masked_fill(upright, -1.0)  # what is masked stays so
+    return _filled(-order, area, patch, stride)
+
+
+def _filled(values: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
+    """Each clip's patches with the largest values, as many as cover no more than its area: -> bool (B, 12, 99)."""
+    ranks, shape = _ranks(values), values.shape[-2:]
+    low, high = torch.zeros_like(area), torch.full_like(area, ranks.shape[1])
+    while (low < high).any():  # the area grows with every patch, so halving finds it
+        middle = (low + high + 1) // 2
+        fits = covered((ranks < middle[:, None]).unflatten(-1, shape), patch, stride) <= area
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
+    return (ranks < low[:, None]).unflatten(-1, shape)
 
 
 def masked_cells(mask: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:

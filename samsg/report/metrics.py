@@ -224,7 +224,11 @@ def bootstrap_difference(
         cluster: the column whose values are drawn with replacement.
         draws: resamples.
         seed: of the resampling.
+
+    Raises:
+        SamsgError: not the same clips with the same emotions in both.
     """
+    mcnemar(first, second)  # for its checks
     one, other = (table.set_index("clip").sort_index() for table in (first, second))
     gain = (one["emotion"] == one["predicted"]).astype(int) - (other["emotion"] == other["predicted"]).astype(int)
     groups = (one.index if cluster == "clip" else one[cluster]).to_numpy()

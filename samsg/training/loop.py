@@ -27,7 +27,7 @@ from samsg.runs import atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"  # of an unfinished stage
-FEW_TOKENS = 400  # benchmarks/attention.py finds where fused attention begins to pay on this machine
+FEW_TOKENS = 400  # up to which attention in separate steps trains faster on CPUs: benchmarks/training.py, growth
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
 
 
@@ -165,7 +165,7 @@ def _fabric(device: str, precision: str, devices: int, nodes: int) -> Fabric:
         found = Fabric(accelerator=device, devices=1, precision="32-true").device
         precision = "bf16-mixed" if bf16_pays(found) else "32-true"
     # The reconstruction head has no part in stages i and iii. Others wait for what the first process does alone.
-    shared = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=1))
+    shared = DDPStrategy(find_unused_parameters=True, timeout=timedelta(hours=2))
     strategy = shared if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision, strategy=strategy)
     fabric.launch()
@@ -317,7 +317,7 @@ def fit(
         row |= {"seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
         if fabric.is_global_zero:
-            if best_epoch(history) == epoch + 1:
+            if best_epoch(history, losses.classification > 0) == epoch + 1:
                 with atomic(best_file) as partial:
                     save_file(bare.state_dict(), partial)
             state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
@@ -337,7 +337,10 @@ def fit(
     return frame
 
 
-def best_epoch(history: list[dict[str, Any]] | pd.DataFrame) -> int:
-    """The epoch whose weights are kept: highest validation accuracy, ties to the lower loss, then the earlier."""
+def best_epoch(history: list[dict[str, Any]] | pd.DataFrame, of_emotion: bool = True) -> int:
+    """The epoch whose weights are kept: highest validation accuracy, ties to the lower loss, then the earlier; where
+    emotion is not trained, the lowest reconstruction error in validation."""
     rows = history.to_dict("records") if isinstance(history, pd.DataFrame) else history
+    if not of_emotion:
+        return min(rows, key=lambda row: (row["validation_reconstruction"], row["epoch"]))["epoch"]
     return min(rows, key=lambda row: (-row["validation_accuracy"], row["validation_loss"], row["epoch"]))["epoch"]

@@ -48,7 +48,7 @@ def read_manifest(run: Run) -> pd.DataFrame:
             "the corpus a 'synthetic' entry as configs/demo.yaml does, or another root."
         )
     manifest = read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
-    if (root / PARTS_FILE).is_file():
+    if corpus.synthetic is not None and corpus.synthetic.shortcut is not None:
         manifest = manifest.merge(pd.read_csv(root / PARTS_FILE, dtype=str), on="path", validate="one_to_one")
     return manifest
 
@@ -67,8 +67,9 @@ def prepare(run: Run) -> WaveformStore:
         changed = WaveformStore(folder).changed(read_manifest(run), root, audio.sample_rate)
         if changed:  # must not be mixed with results on the others
             raise SamsgError(
-                f"{len(changed)} sounds in {root} are new, gone or changed since they were read into {folder}, such as "
-                f"{changed[0]}. Remove {folder.parent} to start anew with them, or put them back."
+                f"{len(changed)} sounds in {root}, or what is said of them, are new, gone or changed since they were "
+                f"read into {folder}, such as {changed[0]}. Remove {folder.parent} to start anew with them, or put "
+                "them back."
             )
     store = WaveformStore(run.make("waveforms", lambda partial: write_store(read_manifest(run), root, partial, audio)))
     run.make("spectrograms", lambda partial: write_spectrograms(store, partial, audio, views))
@@ -169,12 +170,13 @@ def compute_masks(run: Run) -> Path:
         heat = np.load(run.require("rollout") / "heat.npy")
         known = ~np.isnan(heat[:, :, 0, 0])  # (V, N)
         masks, its = np.zeros(heat.shape, dtype=bool), run.profile.mask
-        some = torch.from_numpy(heat[known])  # (n, 12, 99)
-        chosen = important_patches(some, its.threshold, its.scale, its.select, its.share)
-        if its.strategy != "rollout":
-            generator = torch.Generator().manual_seed(run.seed)
-            chosen = control_patches(its.strategy, some, chosen.sum((1, 2)), generator)
-        masks[known] = chosen.numpy()
+        model, generator, chosen = run.profile.model, torch.Generator().manual_seed(run.seed), []
+        for some in torch.from_numpy(heat[known]).split(256):  # (256, 12, 99)
+            mask = important_patches(some, its.threshold, its.scale, its.select, its.share)
+            if its.strategy != "rollout":
+                mask = control_patches(its.strategy, some, mask, generator, model.patch, model.stride)
+            chosen.append(mask)
+        masks[known] = torch.cat(chosen).numpy()
         with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
             np.save(file, masks)
         clips = read_clips(run)[["clip", "part", "emotion"]]
