@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 
 import torch
@@ -21,7 +23,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("parts", nargs="*", metavar="NAME", help=f"of {', '.join(PARTS)}; all if none is named")
     asked = parser.parse_args()
-    asked.parts = asked.parts or list(PARTS)
+    if len(asked.parts) != 1:  # each in a process of its own: what one leaves in memory slows the next
+        for name in asked.parts or PARTS:
+            command = [sys.executable, "-m", "benchmarks", "--device", asked.device, name]
+            subprocess.run(command, check=True, cwd=REPOSITORY)
+        return
     path = REPOSITORY / f"docs/performance.{asked.device}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}, "minutes": {}}
     machine = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU cores"
