@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 import samsg
 from samsg.cli import listed
+from samsg.settings import REPOSITORY
 
 SAMSG = str(Path(sys.executable).parent / "samsg")
 
@@ -70,6 +72,14 @@ def test_a_dry_run_plans_each_notebook_once_for_each_corpus_protocol_and_seed(tm
             assert plan.count(f"06_linear_probe: {corpus}, random, seed {seed}") == 1
     assert "crema_d" not in plan
     assert plan.count("07_tables_and_figures: random") == 1
+
+
+def test_tables_and_figures_that_lie_there_without_a_run_are_made_anew(tmp_path: Path) -> None:
+    """As in a new clone: they are committed, what they were made from is not."""
+    shutil.copytree(REPOSITORY / "paper_figures/demo", tmp_path / "paper_figures/demo")
+    done = run("reproduce", "--profile", "demo", "--dry-run", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("02_baseline: ") == 3
 
 
 def test_a_failed_notebook_is_kept_and_its_error_is_said(tmp_path: Path) -> None:
