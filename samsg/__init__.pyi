@@ -13,7 +13,10 @@ from .method.masking import masked_cells as masked_cells
 from .method.rollout import attention_maps as attention_maps
 from .method.rollout import attention_rollout as attention_rollout
 from .method.rollout import rollout_row as rollout_row
+from .predict import SamsgClassifier as SamsgClassifier
+from .predict import open_classifier as open_classifier
 from .runs import Run as Run
+from .runs import find_run as find_run
 from .runs import finished_runs as finished_runs
 from .runs import open_run as open_run
 from .runs import versions as versions
@@ -29,6 +32,7 @@ from .training.stages import new_probe as new_probe
 from .training.stages import prepare as prepare
 from .training.stages import read_clips as read_clips
 from .training.stages import read_examples as read_examples
+from .training.stages import run_stages as run_stages
 from .training.stages import train_baseline as train_baseline
 from .training.stages import train_probe as train_probe
 from .training.stages import train_samsg as train_samsg

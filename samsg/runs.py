@@ -273,6 +273,37 @@ def open_run(profile: str | Profile = "demo", corpus: str = "emodb", protocol: s
     return Run(profile, corpus, protocol, seed)
 
 
+def find_run(name: str | Path) -> Run | None:
+    """A run, with the settings that it was made with; None if there is none.
+
+    Args:
+        name: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or its folder in runs/.
+
+    Raises:
+        SamsgError: what is recorded of it cannot be understood.
+    """
+    runs, given = home() / "runs", Path(name).expanduser()
+    folder = given.resolve() if given.is_dir() else (runs / given).resolve()
+    if not folder.is_relative_to(runs):
+        return None
+    parts = folder.relative_to(runs).parts
+    profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])[:4]
+    record, base = runs / profile / corpus / protocol / seed / "run.json", profile.rpartition(".")[0]
+    if not 2 <= len(parts) <= 4 or not record.is_file():
+        return None
+    original = runs / base / corpus / "run.json"  # what a variant shares with its profile lies there
+    variant_of = _profile_of(original) if base and original.is_file() else None
+    made = _profile_of(record).model_copy(update={"variant_of": variant_of})
+    return open_run(made, corpus, protocol, int(seed.removeprefix("seed")))
+
+
+def _profile_of(record: Path) -> Profile:
+    try:
+        return Profile(**json.loads(record.read_text(encoding="utf-8"))["profile"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SamsgError(f"{record} cannot be understood, as of another version: {error}. Run it anew.") from error
+
+
 def finished_runs(
     profile: Profile,
     protocol: str = "random",

@@ -85,8 +85,8 @@ class ViewSettings(Settings):
     @field_validator("names")
     @classmethod
     def _has_clean(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) != len(names) or "clean" not in names:
-            raise ValueError("name each view once, 'clean' among them")
+        if len(set(names)) != len(names) or names[:1] != ("clean",):
+            raise ValueError("name each view once, 'clean' first: it is the one that is tested")
         return names
 
     @field_validator("snr", "speed")
@@ -299,13 +299,14 @@ def _settings_in(annotation: Any) -> type[Settings]:
     return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings))
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type[Settings] = Profile) -> str:
+    """What is wrong with a group of settings: the name of each, what was found, and what may be there."""
     lines = []
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
         where, message = ".".join(place), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            group: type[Settings] = Profile
+            group = root
             for part in place[:-1]:
                 if part in group.model_fields:  # a corpus' name is none
                     group = _settings_in(group.model_fields[part].annotation)
@@ -331,4 +332,4 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
     try:
         return Profile(**content)
     except ValidationError as error:
-        raise SamsgError(f"Profile '{profile}' has settings that cannot be: {_explain(error)}") from error
+        raise SamsgError(f"Profile '{profile}' has settings that cannot be: {explain(error)}") from error

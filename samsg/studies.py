@@ -111,14 +111,7 @@ def run_study(
     for corpus in corpora:
         for seed in seeds:
             for variant in variants(profile, study):
-                run = open_run(variant.profile, corpus, protocol, seed)
-                stages.prepare(run)
-                stages.train_baseline(run)
-                if variant.last == "probe":
-                    stages.compute_rollout(run)
-                    stages.compute_masks(run)
-                    stages.train_samsg(run)
-                    stages.train_probe(run)
+                stages.run_stages(open_run(variant.profile, corpus, protocol, seed), variant.last)
 
 
 def study_predictions(

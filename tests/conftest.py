@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from sounds import wav
+from tones import write_corpus
 
+import samsg
 from samsg.corpora.catalogue import GRAMMARS, read_corpus
 from samsg.corpora.verify import official_list
 from samsg.settings import REPOSITORY
@@ -44,6 +46,17 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame
             os.truncate(root / file.file, 44 + 2 * file.frames)  # sparse
         manifests[corpus] = read_corpus(corpus, root)
     return manifests
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with a finished run on tones, to be read and not changed: tones.yaml, seed 0."""
+    home = tmp_path_factory.mktemp("finished")
+    write_corpus(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMSG_HOME", str(home))
+        samsg.run_stages(samsg.open_run(samsg.load_profile(home / "tones.yaml"), "tones"))
+    return home
 
 
 @pytest.fixture

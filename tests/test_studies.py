@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from test_distributed import write_corpus
+from tones import write_corpus
 
 import samsg
 from samsg import studies

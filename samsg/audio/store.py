@@ -86,13 +86,14 @@ class WaveformStore:
         start, length = self.clips["start"].iat[index], self.clips["samples"].iat[index]
         return torch.from_numpy(self._samples[start : start + length].copy())
 
-    def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int) -> list[str]:
+    def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int, anew: bool = False) -> list[str]:
         """The files that came, went, are called or sound otherwise than when they were read.
 
         Args:
             manifest: of the corpus as it is now.
             root: the folder that its paths are relative to.
             sample_rate: of the store, Hz.
+            anew: listen to every file, and not to those alone whose size or time of change is another.
         """
         files = pd.concat([self.clips, self.left_out], ignore_index=True)
         changed = sorted(set(files["path"]) ^ set(manifest["path"]))
@@ -100,7 +101,7 @@ class WaveformStore:
         known = files.set_index("path").reindex(index=both.index, columns=both.columns)
         changed += sorted(both.index[(both != known).any(axis=1)])  # another emotion, speaker, part
         for index, file in files[~files["path"].isin(changed)].iterrows():
-            if _stamp(root / file["path"]) == (file["bytes"], file["modified"]):
+            if not anew and _stamp(root / file["path"]) == (file["bytes"], file["modified"]):
                 continue
             if index >= len(self):
                 same = listen(root / file["path"], digest=False).left_out == file["left_out"]

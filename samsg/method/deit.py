@@ -60,6 +60,11 @@ def patchify(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
     return F.unfold(spectrogram, patch, stride=stride).transpose(1, 2)  # (B, N, patch * patch)
 
 
+def pretrained_name(size: str) -> str:
+    """timm's name of the distilled DeiT that was trained on ImageNet."""
+    return f"deit_{size}_distilled_patch16_224"
+
+
 class SpectrogramDeiT(nn.Module):
     """DeiT with an emotion head on (CLS + DIST) / 2 and a reconstruction head on the patch tokens (Fig. 1).
 
@@ -96,7 +101,7 @@ class SpectrogramDeiT(nn.Module):
         if size not in SIZES:
             raise SamsgError(f"There is no DeiT of size '{size}'; {nearest(size, SIZES)}")
         self.vit = _distilled_deit(
-            f"deit_{size}_distilled_patch16_224",
+            pretrained_name(size),
             weights,
             img_size=(n_mels, n_frames),
             patch_size=patch,

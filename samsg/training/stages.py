@@ -23,7 +23,7 @@ from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import control_patches, important_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import Run, atomic, finished, progress_bar, write_json
-from samsg.settings import SamsgError, StageSettings, TrainingSettings, home
+from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings, home
 from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric, quicker_attention
 
 # Distinguishes the stages' random numbers from each other under one seed.
@@ -106,8 +106,13 @@ def new_model(run: Run) -> SpectrogramDeiT:
         patch=model.patch,
         stride=model.stride,
         weights=model.weights,
-        normalize=IMAGENET_GREY if (model.normalize, audio.scaling) == ("imagenet", "minmax") else (0.0, 1.0),
+        normalize=normalisation(model, audio),
     )
+
+
+def normalisation(model: ModelSettings, audio: AudioSettings) -> tuple[float, float]:
+    """Mean and standard deviation that spectrograms are brought to 0 and 1 from."""
+    return IMAGENET_GREY if (model.normalize, audio.scaling) == ("imagenet", "minmax") else (0.0, 1.0)
 
 
 def load_model(run: Run, stage: str) -> SpectrogramDeiT:
@@ -126,7 +131,7 @@ def train_baseline(run: Run) -> Path:
     """Stage i: DeiT on emotion labels, cross-entropy. Returns the stage's folder."""
 
     def work(folder: Path) -> None:
-        _train(run, "baseline", folder, new_model(run), read_examples(run), Losses(), run.profile.training)
+        _train(run, "baseline", folder, new_model(run), read_examples(run), run.profile.training)
 
     return run.make("baseline", work, together=True)
 
@@ -198,16 +203,34 @@ def train_samsg(run: Run) -> Path:
     def work(folder: Path) -> None:
         its = run.profile.samsg
         model = load_model(run, "baseline") if its.start == "baseline" else new_model(run)
-        losses = Losses(
-            its.classification_weight,
-            its.reconstruction_weight,
-            masked=True,
-            evaluate_masked=its.evaluate_masked,
-            fill=run.profile.mask.fill,
-        )
-        _train(run, "samsg", folder, model, read_examples(run, masks=True), losses, _length(run, its))
+        _train(run, "samsg", folder, model, read_examples(run, masks=True), _length(run, its))
 
     return run.make("samsg", work, together=True)
+
+
+def run_stages(run: Run, last: str = "probe") -> Path:
+    """Every stage in its order, up to the last one that is wanted; what is finished is not run again. Its folder."""
+    prepare(run)
+    order = (train_baseline, compute_rollout, compute_masks, train_samsg, train_probe)
+    for name, stage in zip(("baseline", "rollout", "masks", "samsg", "probe"), order, strict=True):
+        folder = stage(run)
+        if name == last:
+            break
+    return folder
+
+
+def losses_of(run: Run, stage: str) -> Losses:
+    """What a stage minimises: emotion alone, or in stage ii, from masked spectrograms, the masked patches too."""
+    if stage != "samsg":
+        return Losses()
+    its = run.profile.samsg
+    return Losses(
+        its.classification_weight,
+        its.reconstruction_weight,
+        masked=True,
+        evaluate_masked=its.evaluate_masked,
+        fill=run.profile.mask.fill,
+    )
 
 
 def new_probe(run: Run) -> SpectrogramDeiT:
@@ -225,7 +248,7 @@ def train_probe(run: Run) -> Path:
     """Stage iii: everything frozen but the CLS token and one linear layer. Returns the stage's folder."""
 
     def work(folder: Path) -> None:
-        _train(run, "probe", folder, new_probe(run), read_examples(run), Losses(), _length(run, run.profile.probe))
+        _train(run, "probe", folder, new_probe(run), read_examples(run), _length(run, run.profile.probe))
 
     return run.make("probe", work, together=True)
 
@@ -241,11 +264,10 @@ def _train(
     folder: Path,
     model: SpectrogramDeiT,
     examples: Examples,
-    losses: Losses,
     training: TrainingSettings,
 ) -> None:
     """Train a stage and leave history.csv, model.safetensors and predictions.csv in its folder."""
-    fabric = make_fabric(training)
+    fabric, losses = make_fabric(training), losses_of(run, stage)
     with quicker_attention(model, fabric.device):
         fit(fabric, model, examples, losses, training, folder, (run.seed, STAGE_KEYS[stage]), stage)
         predictions = predict(run, fabric, model, examples, losses, training.evaluation_batch)

@@ -1,0 +1,349 @@
+"""A trained model on any recording: the emotion of every window of 4 s, and where the model looked (Fig. 2).
+
+A classifier is a folder, made from a finished run: config.json (classes and settings), model.safetensors (weights;
+nothing is ever unpickled) and README.md, a model card written from the run's record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from matplotlib.figure import Figure
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from samsg.audio.spectrogram import LogMel
+from samsg.audio.store import read_sound
+from samsg.corpora.catalogue import LITTER, SOUNDS, emotions_of
+from samsg.method.deit import SpectrogramDeiT
+from samsg.method.rollout import attention_rollout
+from samsg.report.figures import overlay, panels
+from samsg.report.metrics import summarise
+from samsg.report.tables import read_one
+from samsg.runs import Run, atomic, find_run, finished_runs, provenance
+from samsg.settings import AudioSettings, ModelSettings, RolloutSettings, SamsgError, Settings, explain, load_profile
+from samsg.training.stages import load_model, normalisation, read_clips
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+AT_ONCE = 16  # windows
+SHOWN = 12  # windows in one picture
+Interval = tuple[float, float, float]  # value, low, high
+
+CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+
+
+class Record(Settings):
+    """What a model was trained on, and what it reached there."""
+
+    corpus: str
+    note: str
+    profile: str
+    protocol: str
+    seed: int
+    stage: str
+    train: int  # clips
+    test: int
+    accuracy: Interval  # of the test part, 0 to 1
+    macro_f1: Interval
+    code: str
+    torch: str
+    finished: str
+
+
+class Config(Settings):
+    """What config.json holds: all that is needed to use the weights."""
+
+    version: Literal[1] = 1
+    emotions: tuple[str, ...] = Field(min_length=2)
+    audio: AudioSettings
+    model: ModelSettings
+    rollout: RolloutSettings
+    record: Record
+
+    def architecture(self) -> SpectrogramDeiT:
+        """The model without its weights, which takes no memory yet."""
+        model, audio = self.model, self.audio
+        with torch.device("meta"):
+            return SpectrogramDeiT(
+                n_classes=len(self.emotions),
+                size=model.size,
+                depth=model.depth,
+                n_mels=audio.n_mels,
+                n_frames=audio.n_frames,
+                patch=model.patch,
+                stride=model.stride,
+                normalize=normalisation(model, audio),
+            )
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (f"{100 * number:.1f}" for number in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _share(interval: Interval) -> str:
+    value, low, high = (f"{number:.3f}".lstrip("0") for number in interval)
+    return f"{value} [{low}, {high}]"
+
+
+class SamsgClassifier(
+    ModelHubMixin,
+    library_name="samsg",
+    pipeline_tag="audio-classification",
+    tags=["speech-emotion-recognition"],
+    model_card_template=CARD,
+):
+    """A trained model and all that its use needs.
+
+    ``from_run`` makes one from a finished run, ``save_pretrained`` a folder of it, ``push_to_hub`` shares it, and
+    ``from_pretrained`` reads such a folder, or one on the Hugging Face Hub.
+
+    Args:
+        model: the trained model.
+        config: what it is.
+    """
+
+    def __init__(self, model: SpectrogramDeiT, config: Config) -> None:
+        self.model, self.config = model.eval(), config
+        self.log_mel = LogMel(config.audio)
+
+    @classmethod
+    def from_run(cls, run: Run, stage: Literal["baseline", "samsg", "probe"] = "probe") -> SamsgClassifier:
+        """The model that a stage of a finished run left.
+
+        Raises:
+            SamsgError: the stage has not been run.
+        """
+        model, clips, profile = load_model(run, stage), read_clips(run), run.profile
+        test = read_one(run.require(stage) / "predictions.csv").query("part == 'test'")
+        reached = summarise(test, emotions_of(clips))
+        stages = json.loads((run.stage_folder(stage).parent / "run.json").read_text(encoding="utf-8"))["stages"]
+        made = stages.get(stage, provenance())
+        record = Record(
+            corpus=profile.title(run.corpus),
+            note=profile.note(run.corpus, run.protocol),
+            profile=profile.name,
+            protocol=run.protocol,
+            seed=run.seed,
+            stage=stage,
+            train=int((clips["part"] == "train").sum()),
+            test=reached.n,
+            accuracy=(reached.accuracy.value, reached.accuracy.low, reached.accuracy.high),
+            macro_f1=(reached.macro_f1.value, reached.macro_f1.low, reached.macro_f1.high),
+            code=made["code"],
+            torch=made["versions"]["torch"],
+            finished=made["finished"],
+        )
+        settings = profile.model.model_copy(update={"weights": "random"})  # these come with the folder
+        emotions = tuple(emotions_of(clips))
+        config = Config(emotions=emotions, audio=profile.audio, model=settings, rollout=profile.rollout, record=record)
+        return cls(model, config)
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:
+        """Read a folder that ``save_pretrained`` wrote, or a model of that kind on the Hugging Face Hub.
+
+        Args:
+            place: the folder, or 'owner/name'.
+            options: those of ``huggingface_hub.ModelHubMixin.from_pretrained``: revision, token, cache_dir, ...
+
+        Raises:
+            SamsgError: there is no such folder or model, or it is not one of these.
+        """
+        try:
+            return super().from_pretrained(place, **options)
+        except (OSError, ValueError, AttributeError) as error:  # not there, no JSON, JSON without names and values
+            raise SamsgError(
+                f"No model could be read from '{place}': {error}. Give a folder that has {CONFIG} and {WEIGHTS}, as "
+                "save_pretrained writes it, or the owner/name of such a model on the Hugging Face Hub."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any
+    ) -> SamsgClassifier:
+        if config is None:
+            raise SamsgError(f"'{model_id}' has no {CONFIG}, so it is no model of this library; see save_pretrained.")
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        folder = Path(model_id)
+        if folder.is_dir():
+            weights = folder / WEIGHTS
+        else:
+            weights = Path(hf_hub_download(model_id, WEIGHTS, **{name: options.get(name) for name in names}))
+        try:
+            described = Config(**config)
+        except ValidationError as error:
+            raise SamsgError(
+                f"{CONFIG} of '{model_id}' is not one that can be used: {explain(error, Config)}."
+            ) from error
+        except TypeError as error:
+            raise SamsgError(f"{CONFIG} of '{model_id}' does not hold names with values: {error}.") from error
+        model = described.architecture()
+        try:
+            model.load_state_dict(load_file(weights), assign=True)
+        except (SafetensorError, RuntimeError) as error:
+            raise SamsgError(
+                f"{WEIGHTS} of '{model_id}' does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        return cls(model, described)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        with atomic(save_directory / WEIGHTS) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, partial)
+        with atomic(save_directory / CONFIG) as partial:
+            partial.write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def generate_model_card(self, *arguments: Any, **named: Any) -> Any:
+        """The model card: what the model is, what it is worth, what it was trained on, and its limits."""
+        words = {"record": self.config.record, "config": self.config, "percent": _percent, "share": _share}
+        return super().generate_model_card(*arguments, **words, **named)
+
+    def worth(self) -> str:
+        """One sentence: what to think of this model."""
+        record = self.config.record
+        known = f" ({record.note})" if record.note else ""
+        return (
+            f"Trained on {record.corpus}{known}: right in {_percent(record.accuracy)} % of {record.test} test clips, "
+            f"where guessing is in {100 / len(self.config.emotions):.0f} %."
+        )
+
+    def windows(self, waveform: Tensor) -> tuple[np.ndarray, Tensor]:
+        """Cut a recording into windows of 4 s, the last one ending with it: (S,) -> starts in s (W,), (W, 64000).
+
+        A recording shorter than a window is padded with zeros, as in training.
+        """
+        length, rate = self.config.audio.n_samples, self.config.audio.sample_rate
+        last = max(0, len(waveform) - length)
+        starts = np.append(np.arange(0, last, length), last)
+        padded = torch.nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+        return starts / rate, torch.stack([padded[start : start + length] for start in starts])
+
+    @torch.no_grad()
+    def predict(self, sound: str | Path | np.ndarray | Tensor) -> pd.DataFrame:
+        """The emotion of every window of a recording.
+
+        Args:
+            sound: a sound file of any rate and length; or samples at the model's own rate, mono, (S,).
+
+        Returns:
+            One row a window: start and end (s), emotion, its probability, and a column p_<emotion> a class. Where
+            there is digital silence there is no emotion: '' and nan.
+
+        Raises:
+            SamsgError: the file cannot be read as sound, or the samples are none.
+        """
+        waveform = self._waveform(sound)
+        starts, windows = self.windows(waveform)
+        logits = torch.cat([self.model(self.log_mel(some)) for some in windows.split(AT_ONCE)])  # (W, C)
+        probabilities = logits.softmax(1).numpy()
+        probabilities[(windows == windows[:, :1]).all(1).numpy()] = np.nan
+        audio, emotions = self.config.audio, np.array([*self.config.emotions])
+        end = np.minimum(starts + audio.seconds, len(waveform) / audio.sample_rate)
+        table = pd.DataFrame({"start": starts, "end": end})
+        return table.join(_named(pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions])))
+
+    def _waveform(self, sound: str | Path | np.ndarray | Tensor) -> Tensor:
+        if isinstance(sound, str | Path):
+            return read_sound(sound, self.config.audio.sample_rate)
+        waveform = torch.as_tensor(sound, dtype=torch.float32)
+        if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
+            raise SamsgError(
+                f"Samples to predict from are finite and have the shape (S,); found {tuple(waveform.shape)}. Average "
+                "the channels of a stereo recording first, or give the path of the file."
+            )
+        return waveform
+
+    def look(self, sound: str | Path | np.ndarray | Tensor, title: str = "") -> Figure:
+        """A picture of where the model looked: every window's spectrogram, the more attended the more colour; 12 at
+        most. Arguments and errors as ``predict``."""
+        starts, windows = self.windows(self._waveform(sound))
+        table, audio, model = self.predict(sound).head(SHOWN), self.config.audio, self.config.model
+        spectrograms = self.log_mel(windows[:SHOWN])
+        heat = attention_rollout(self.model, spectrograms, **self.config.rollout.model_dump())  # (W, 12, 99)
+        columns = min(3, len(table))
+        rows = -(-len(table) // columns)
+        shown = f", the first {SHOWN} of {len(starts)} windows" if len(starts) > SHOWN else ""
+        figure, axes = panels(rows, columns, (max(4.0, 2.4 * columns), 2.2 * rows + 0.3), f"{title}{shown}")
+        for ax, window, picture, its in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=False):
+            said = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
+            overlay(
+                ax,
+                picture[0].numpy(),
+                its.numpy(),
+                audio.hop,
+                audio.sample_rate,
+                model.patch,
+                model.stride,
+                title=f"from {window.start:.1f} s: {said}",
+            )
+        for ax in axes.flat[len(table) :]:
+            ax.remove()
+        return figure
+
+
+def _named(probabilities: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities (W, C), with the likeliest emotion and its own probability before them."""
+    likeliest = probabilities.fillna(-1).idxmax(axis=1).str.removeprefix("p_")
+    heard = probabilities.notna().all(axis=1)
+    said = {"emotion": likeliest.where(heard, ""), "probability": probabilities.max(axis=1)}
+    return pd.DataFrame(said).join(probabilities)
+
+
+def whole(windows: pd.DataFrame) -> pd.Series:
+    """A recording as a whole: from its start to its end, the mean probabilities of its windows that are not silent."""
+    mean = windows.filter(like="p_").mean().to_frame().T
+    ends = pd.Series({"start": windows["start"].min(), "end": windows["end"].max()})
+    return pd.concat([ends, _named(mean).iloc[0]])
+
+
+def sound_files(paths: list[Path]) -> Iterator[Path]:
+    """The files that are named, and all sound files in folders that are.
+
+    Raises:
+        SamsgError: a path leads nowhere, or a folder holds no sounds.
+    """
+    for path in paths:
+        if not path.is_dir():
+            if not path.exists():
+                raise SamsgError(
+                    f"{path} was to be listened to and is not there; give sound files, or folders of them."
+                )
+            yield path
+            continue
+        found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUNDS and each.is_file())
+        found = [each for each in found if not any(part.startswith(LITTER) for part in each.relative_to(path).parts)]
+        if not found:
+            raise SamsgError(f"The folder {path} holds no sound files ({', '.join(sorted(SOUNDS)[:4])}, ...).")
+        yield from found
+
+
+def open_classifier(model: str = "") -> SamsgClassifier:
+    """A classifier by what people call it.
+
+    Args:
+        model: a run, 'demo/savee' or 'demo/savee/random/seed0'; a folder that ``save_pretrained`` wrote; a model on
+            the Hugging Face Hub, 'owner/name'; or nothing: the first finished run of the demo.
+
+    Raises:
+        SamsgError: there is none.
+    """
+    if not model:
+        try:
+            demo = load_profile("demo")
+            corpus, seeds = next(iter(finished_runs(demo).items()))
+        except SamsgError as error:
+            raise SamsgError(
+                f"There is no model yet: {error} Run 'samsg reproduce' first, or name a model by --model."
+            ) from error
+        return SamsgClassifier.from_run(Run(demo, corpus, "random", seeds[0]))
+    run = None if (Path(model) / CONFIG).is_file() else find_run(model)
+    return SamsgClassifier.from_pretrained(model) if run is None else SamsgClassifier.from_run(run)
