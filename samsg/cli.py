@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 # Study -> its notebook.
 STUDY_NOTEBOOKS = {
     "controls": "08_controls_and_ablations",
+    "sensitivity": "08_controls_and_ablations",
     "generalisation": "09_generalisation",
     "shortcuts": "10_shortcuts",
 }
@@ -57,7 +58,7 @@ def reproduce(
     protocol: Annotated[list[str] | None, typer.Option(help="random, speaker, sentence; several with commas")] = None,
     dry_run: Annotated[bool, typer.Option(help="say what would be run, and run nothing")] = False,
     cores: Annotated[str, typer.Option(help="how many to use")] = "all",
-    study: Annotated[str, typer.Option(help="instead: controls, generalisation or shortcuts, past the paper")] = "",
+    study: Annotated[str, typer.Option(help=f"instead, past the paper: {', '.join(STUDY_NOTEBOOKS)}")] = "",
     cluster: Annotated[
         Path | None, typer.Option(help="a Snakemake profile, such as configs/slurm: runs jobs there")
     ] = None,
@@ -118,9 +119,9 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
     import papermill
 
     name, seeds = STUDY_NOTEBOOKS[study], [int(seed) for seed in asked["seeds"]]
-    if study == "controls":
+    if study in ("controls", "sensitivity"):
         runs = [
-            {"profile": profile, "corpus": corpus, "protocol": protocol, "seeds": seeds}
+            {"profile": profile, "study": study, "corpus": corpus, "protocol": protocol, "seeds": seeds}
             for corpus in asked["corpora"]
             for protocol in asked["protocol"]
         ]
@@ -129,7 +130,7 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
     else:
         runs = [{"profile": profile, "seeds": seeds}]
     for parameters in runs:
-        named = [str(parameters[key]) for key in ("corpus", "protocol") if key in parameters]
+        named = [str(parameters[key]) for key in ("study", "corpus", "protocol") if key in parameters]
         stem = "_".join([name, *named, *(["seeds", *map(str, parameters["seeds"])] if "seeds" in parameters else [])])
         kept = home() / "runs" / chosen.name / "notebooks" / f"{stem}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)

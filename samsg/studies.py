@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from samsg.method.deit import IMAGENET_GREY
 from samsg.method.masking import covered
 from samsg.report.metrics import bootstrap_difference, mcnemar, summarise
 from samsg.report.tables import read_one
@@ -78,7 +79,7 @@ def _changes(profile: Profile, study: str) -> list[tuple[str, str, dict[str, Any
             "alpha 1": {"rollout": {"alpha": 1.0}},
             "product as printed": {"rollout": {"order": "printed"}},
             "mean of CLS and DIST": {"rollout": {"token": "mean"}},
-            "masked with the mean": {"mask": {"fill": 0.449}},
+            "masked with ImageNet's grey": {"mask": {"fill": IMAGENET_GREY[0]}},
         }
         names = {title: "".join(c if c.isalnum() else "_" for c in title.lower()) for title in changes}
         return [samsg, *((names[title], f"SAMSG, {title}", change, "probe") for title, change in changes.items())]
@@ -254,15 +255,20 @@ def masked_where(profile: Profile, corpus: str, protocol: str = "random", seed: 
     return pd.DataFrame(shares, index=clips.loc[train, "clip"])
 
 
-def mask_maps(profile: Profile, corpus: str, protocol: str = "random", seed: int = 0) -> dict[str, np.ndarray]:
-    """How often each patch is masked in the clean training views, by every strategy that masks: title -> (12, 99)."""
-    maps = {}
-    for variant in variants(profile, "controls"):
-        if variant.name in ("samsg", "random", "least", "stripes"):
-            run = open_run(variant.profile, corpus, protocol, seed)
-            train = (stages.read_clips(run)["part"] == "train").to_numpy()
-            maps[variant.title] = np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0][train].mean(0)
-    return maps
+def distinct_masks(profile: Profile, study: str, corpus: str) -> list[Variant]:
+    """The variants of a study that have masks of their own, each kind once."""
+    of_masks = {}
+    for variant in variants(profile, study):
+        if variant.last == "probe" and variant.profile.mask.strategy != "none":
+            of_masks.setdefault(open_run(variant.profile, corpus).stage_folder("masks"), variant)
+    return list(of_masks.values())
+
+
+def mask_map(profile: Profile, corpus: str, protocol: str = "random", seed: int = 0) -> np.ndarray:
+    """How often each patch is masked in the clean training views: (12, 99)."""
+    run = open_run(profile, corpus, protocol, seed)
+    train = (stages.read_clips(run)["part"] == "train").to_numpy()
+    return np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0][train].mean(0)
 
 
 def _widened(value: float, low: float, high: float, groups: int) -> tuple[float, float]:
