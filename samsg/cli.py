@@ -16,8 +16,8 @@ import typer
 from samsg.runs import find_run, open_run
 from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest, profile_names
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+BEFORE, RUNS, USE = "What is there", "Run the paper", "Use and check what came of it"  # in the order of use
 
 # Study -> its notebook.
 STUDY_NOTEBOOKS = {
@@ -28,7 +28,7 @@ STUDY_NOTEBOOKS = {
 }
 
 data = typer.Typer(no_args_is_help=True, help="Get the corpora and check them.")
-app.add_typer(data, name="data")
+app.add_typer(data, name="data", rich_help_panel=BEFORE)
 
 
 def listed(values: Any) -> list[str]:
@@ -40,17 +40,61 @@ def listed(values: Any) -> list[str]:
 
 @app.callback()
 def _main() -> None:
-    """Reproduce SAMSG: notebooks/ tells the story, 'samsg reproduce' runs it in one batch."""
+    """Reproduce SAMSG, and use what comes of it.
+
+    Without data of your own: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg predict clip.wav'. With the
+    paper's corpora: 'samsg doctor' says what is missing, 'samsg data fetch' gets it, 'samsg reproduce --profile paper'
+    runs it. The notebooks tell the same story step by step: make lab.
+    """
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
+def doctor(profile: Annotated[str, typer.Option(help="what should be run")] = "paper") -> None:
+    """Say what this machine has, and what a profile still needs."""
+    from samsg.doctor import examine
+
+    print("\n".join(examine(load_profile(profile))))
+
+
+@data.command()
+def fetch(
+    corpus: Annotated[str, typer.Argument(help="savee, emodb or crema_d")],
+    source: Annotated[Path | None, typer.Option(help="a folder or archive (zip, tar) that you already have")] = None,
+    folder: Annotated[Path | None, typer.Option(help="where to; data/<corpus> if not given")] = None,
+) -> None:
+    """Get a corpus: EmoDB and CREMA-D by download, SAVEE as its four lines say, any from a copy that you have."""
+    from samsg.corpora import acquire
+
+    place = acquire.fetch(corpus, folder or home() / "data" / corpus, source)
+    print(f"{corpus} lies in {place}. Next: samsg data check {corpus}")
+
+
+@data.command()
+def check(
+    corpus: Annotated[str, typer.Argument(help="savee, emodb, crema_d, or a CSV of your own")],
+    folder: Annotated[Path | None, typer.Option(help="where it lies; data/<corpus> if not given")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="every file, for programs")] = False,
+) -> None:
+    """Hold a corpus against its official list and listen to every file.
+
+    Exit code 0: complete and official; 1: usable, but not that; 2: not usable.
+    """
+    from samsg.corpora.verify import check_corpus
+
+    root = None if corpus.lower().endswith(".csv") else home() / "data" / corpus
+    report = check_corpus(corpus, folder or root, progress=not as_json)
+    print(report.json() if as_json else report.text())
+    raise typer.Exit(report.exit_code)
+
+
+@app.command(rich_help_panel=BEFORE)
 def profiles() -> None:
     """List the profiles in configs/."""
     for name in profile_names():
         print(f"{name:15} {load_profile(name).description}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def reproduce(
     profile: Annotated[str, typer.Option(help="a name in configs/, or the path of a .yaml file")] = "demo",
     corpora: Annotated[list[str] | None, typer.Option(help="of the profile's; several with commas")] = None,
@@ -145,7 +189,7 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
     print(f"Tables and figures: {home() / 'paper_figures' / chosen.name}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def train(
     profile: Annotated[str, typer.Option(help="a name in configs/, or the path of a .yaml file")] = "demo",
     corpora: Annotated[list[str] | None, typer.Option(help="of the profile's; several with commas")] = None,
@@ -167,7 +211,7 @@ def train(
                 fabric.print(f"{corpus}, {each}, seed {seed}: {stages.run_stages(run)}")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def predict(
     sounds: Annotated[list[Path], typer.Argument(help="sound files, and folders of them")],
     model: Annotated[
@@ -218,7 +262,7 @@ def _in_words(row: Any) -> str:
     return f"{row['start']:6.1f} to {row['end']:.1f} s  {said if row['emotion'] else 'silence'}"
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     run: Annotated[str, typer.Argument(help="a finished run: demo/savee, or paper/emodb/speaker/seed3")],
     folder: Annotated[Path, typer.Argument(help="where to")],
@@ -234,7 +278,7 @@ def export(
         print(classifier.push_to_hub(push))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, or demo/savee/random/seed0")]) -> None:
     """Compute a finished run's predictions anew, from its sounds and models, and compare them with what it recorded.
 
@@ -250,45 +294,6 @@ def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, 
     report = recompute(found)
     print(report.text())
     raise typer.Exit(int(not report.same))
-
-
-@app.command()
-def doctor(profile: Annotated[str, typer.Option(help="what should be run")] = "paper") -> None:
-    """Say what this machine has, and what a profile still needs."""
-    from samsg.doctor import examine
-
-    print("\n".join(examine(load_profile(profile))))
-
-
-@data.command()
-def fetch(
-    corpus: Annotated[str, typer.Argument(help="savee, emodb or crema_d")],
-    source: Annotated[Path | None, typer.Option(help="a folder or archive (zip, tar) that you already have")] = None,
-    folder: Annotated[Path | None, typer.Option(help="where to; data/<corpus> if not given")] = None,
-) -> None:
-    """Get a corpus: EmoDB and CREMA-D by download, SAVEE as its four lines say, any from a copy that you have."""
-    from samsg.corpora import acquire
-
-    place = acquire.fetch(corpus, folder or home() / "data" / corpus, source)
-    print(f"{corpus} lies in {place}. Next: samsg data check {corpus}")
-
-
-@data.command()
-def check(
-    corpus: Annotated[str, typer.Argument(help="savee, emodb, crema_d, or a CSV of your own")],
-    folder: Annotated[Path | None, typer.Option(help="where it lies; data/<corpus> if not given")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="every file, for programs")] = False,
-) -> None:
-    """Hold a corpus against its official list and listen to every file.
-
-    Exit code 0: complete and official; 1: usable, but not that; 2: not usable.
-    """
-    from samsg.corpora.verify import check_corpus
-
-    root = None if corpus.lower().endswith(".csv") else home() / "data" / corpus
-    report = check_corpus(corpus, folder or root, progress=not as_json)
-    print(report.json() if as_json else report.text())
-    raise typer.Exit(report.exit_code)
 
 
 def _whole_numbers(seeds: Iterable[Any]) -> list[str]:
