@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sounds import make_hostile, written
 
@@ -163,6 +165,23 @@ def test_a_broken_folder_is_refused_with_a_reason(folder: Path, broken: str) -> 
     with pytest.raises(SamsgError) as refused:
         SamsgClassifier.from_pretrained(folder, local_files_only=True)
     assert str(folder) in str(refused.value)
+
+
+@settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_changed_in_a_folder_it_loads_or_is_refused(folder: Path, data: st.DataObject) -> None:
+    """Bytes put over others, cut out or put in, in the settings or in the first part of the weights."""
+    path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    whole_file = path.read_bytes()
+    at = data.draw(st.integers(0, min(len(whole_file), 6_000)))
+    cut, put = data.draw(st.integers(0, 20)), data.draw(st.binary(max_size=20))
+    path.write_bytes(whole_file[:at] + put + whole_file[at + cut :])
+    try:
+        SamsgClassifier.from_pretrained(folder, local_files_only=True).predict(recording(0.5))
+    except SamsgError:
+        pass
+    finally:
+        path.write_bytes(whole_file)
 
 
 def test_a_model_is_found_by_run_folder_and_default(run: samsg.Run, folder: Path, finished: Path) -> None:
