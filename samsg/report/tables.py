@@ -15,11 +15,10 @@ import pandas as pd
 
 from samsg.report.metrics import Estimate, Summary
 from samsg.runs import NOTEBOOKS, atomic
-from samsg.settings import REPOSITORY, SamsgError
+from samsg.settings import SamsgError, in_repository
 
 Results = Mapping[str, Mapping[str, Summary]]  # corpus -> method -> summary
 Words = Mapping[str, str]  # corpus -> its note, or its title
-REFERENCE = REPOSITORY / "paper_figures" / "reference"
 OFFICIAL = {"savee": "SAVEE", "emodb": "EmoDB", "crema_d": "CREMA-D"}
 METHODS = {"baseline": "DeiT (this run)", "probe": "SAMSG (this run)"}
 PAPER_ROWS = {"DeiT (Gong et al.)": "DeiT [2] (paper)", "The SAMSG (Ours)": "SAMSG (paper)"}
@@ -100,7 +99,8 @@ def reference_values(number: int) -> pd.DataFrame:
     """
     if number not in CONTENT:
         raise SamsgError(f"The paper has no Table {number} of results; ask for 1 (accuracy) or 2 (macro F1).")
-    return pd.read_csv(REFERENCE / f"table{number}.csv", dtype=str, keep_default_na=False)
+    reference = in_repository("paper_figures/reference")
+    return pd.read_csv(reference / f"table{number}.csv", dtype=str, keep_default_na=False)
 
 
 def headings(corpora: Iterable[str], notes: Words, titles: Words | None = None) -> dict[str, str]:
