@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce test lint lab notebooks bench
+.PHONY: reproduce test lint lab notebooks bench docs
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
 	$(BIN)/samsg reproduce --profile $(PROFILE)
 
@@ -18,6 +18,9 @@ lint: .venv/installed
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+docs: .venv/installed  ## the site: README, notebooks as committed, documents, public names; open build/site/index.html
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
 
 DEVICE ?= cpu
 bench: .venv/installed  ## speed and memory beside what people would use instead; docs/performance.md

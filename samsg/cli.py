@@ -14,7 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from samsg.runs import find_run, open_run
-from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest, profile_names
+from samsg.settings import (
+    PROTOCOLS,
+    Profile,
+    SamsgError,
+    home,
+    in_repository,
+    load_profile,
+    nearest,
+    profile_names,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 BEFORE, RUNS, USE = "What is there", "Run the paper", "Use and check what came of it"  # in the order of use
@@ -123,7 +132,7 @@ def reproduce(
         "seeds": ",".join(_whole_numbers(listed(seeds or []) or chosen.seeds)),
         "protocol": ",".join(_protocols(listed(protocol or []) or chosen.protocols)),
     }
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(in_repository("Snakefile"))]
     command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params"]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
@@ -178,7 +187,7 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
         stem = "_".join([name, *named, *(["seeds", *map(str, parameters["seeds"])] if "seeds" in parameters else [])])
         kept = home() / "runs" / chosen.name / "notebooks" / f"{stem}.ipynb"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        notebooks = REPOSITORY / "notebooks"
+        notebooks = in_repository("notebooks")
         print(f"{name}: {parameters}. Executed: {kept}", flush=True)
         try:
             papermill.execute_notebook(notebooks / f"{name}.ipynb", kept, parameters, cwd=notebooks, progress_bar=False)

@@ -33,9 +33,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}.{meant}"
 
 
+def in_repository(name: str) -> Path:
+    """A file or folder of the repository that is no part of the package: configs, notebooks, the workflow.
+
+    Raises:
+        SamsgError: samsg was installed without the repository around it, from a wheel say.
+    """
+    path = REPOSITORY / name
+    if not path.exists():
+        raise SamsgError(
+            f"'{name}' of the repository is needed, but samsg lies in {REPOSITORY} without it; get a checkout and "
+            "install it from there: 'make lab', or 'pip install --editable .'."
+        )
+    return path
+
+
 def home() -> Path:
-    """The folder that holds data/, runs/ and paper_figures/: $SAMSG_HOME, or else the repository."""
-    return Path(os.environ.get("SAMSG_HOME", REPOSITORY)).expanduser().resolve()
+    """The folder that holds data/, runs/ and paper_figures/: $SAMSG_HOME, or else the repository.
+
+    Where samsg was installed without the repository, it is the working directory.
+    """
+    default = REPOSITORY if (REPOSITORY / "configs").is_dir() else Path()
+    return Path(os.environ.get("SAMSG_HOME", default)).expanduser().resolve()
 
 
 class Settings(BaseModel):
@@ -265,7 +284,7 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         path = (chain[-1].parent if chain else Path()) / Path(name).expanduser()  # a parent is named from its child
     else:
-        path = REPOSITORY / "configs" / f"{name}.yaml"
+        path = in_repository("configs") / f"{name}.yaml"
     if not path.is_file():
         raise SamsgError(
             f"There is no profile '{name}' (looked for {path}); {nearest(name, profile_names())} "

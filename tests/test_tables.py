@@ -1,6 +1,8 @@
 """Tables 1 and 2: the paper's numbers are the paper's, and this run's never pass for something they are not."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 
 from samsg.report import metrics, tables
-from samsg.settings import SamsgError
+from samsg.settings import REPOSITORY, SamsgError
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.txt"
 NOTE = "synthetic speech"
@@ -151,6 +153,36 @@ def test_the_latex_is_well_formed():
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and not line.startswith("Method")]
     assert len(rows) == 9 and all(len(re.findall(r"(?<!\\)&", row)) == 4 for row in rows)
     assert not re.search(r"(?<!\\)[%#_]|[^\x00-\x7f]", body)
+
+
+def test_long_headings_are_stacked_and_wide_tables_are_set_smaller():
+    frame = pd.DataFrame([["x"] * 8], columns=["Only it / only A&B", "CREMA-D", *"abcdef"], index=["m"])
+    text = tables.to_latex(frame, "wide", "")
+    assert r"\shortstack{Only it /\\only A\&B} & CREMA-D & a &" in text
+    assert r"\scriptsize" in text and r"\footnotesize" not in text
+    assert r"\footnotesize" in tables.to_latex(frame[["CREMA-D", "a"]], "narrow", "")
+
+
+def test_committed_tables_and_hard_names_compile_and_fit_a_page(tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not there: install TeX Live's latex-base and latex-recommended to compile the tables")
+    results = {
+        "mine_50%": {"probe": summary(0.6, 0.5, 81, 3), "a#b~c^d\\e{f}": summary(0.6, 0.5, 81, 3)},
+        "emodb": OURS,
+    }
+    notes = {"mine_50%": "noise & 50 % of it, $x_1$"}
+    tables.write_table(tables.table(1, results, notes), tmp_path, "hard", tables.caption(1, results, notes))
+    texts = [*sorted((REPOSITORY / "paper_figures").rglob("*.tex")), tmp_path / "hard.tex"]
+    assert len(texts) > 6
+    lines = [r"\documentclass[10pt,twocolumn]{article}", r"\usepackage{booktabs}"]
+    lines += [r"\usepackage[a4paper,textwidth=516pt]{geometry}", r"\begin{document}"]  # both columns of an IEEE page
+    lines += [f"\\input{{{path}}}" for path in texts]
+    (tmp_path / "all.tex").write_text("\n".join([*lines, r"\end{document}"]), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "Missing character" not in done.stdout
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
 
 
 def test_results_in_long_form():

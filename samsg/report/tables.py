@@ -7,6 +7,7 @@ The paper's numbers come from paper_figures/reference, this run's from predictio
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,11 +16,10 @@ import pandas as pd
 
 from samsg.report.metrics import Estimate, Summary
 from samsg.runs import NOTEBOOKS, atomic
-from samsg.settings import REPOSITORY, SamsgError
+from samsg.settings import SamsgError, in_repository
 
 Results = Mapping[str, Mapping[str, Summary]]  # corpus -> method -> summary
 Words = Mapping[str, str]  # corpus -> its note, or its title
-REFERENCE = REPOSITORY / "paper_figures" / "reference"
 OFFICIAL = {"savee": "SAVEE", "emodb": "EmoDB", "crema_d": "CREMA-D"}
 METHODS = {"baseline": "DeiT (this run)", "probe": "SAMSG (this run)"}
 PAPER_ROWS = {"DeiT (Gong et al.)": "DeiT [2] (paper)", "The SAMSG (Ours)": "SAMSG (paper)"}
@@ -100,7 +100,8 @@ def reference_values(number: int) -> pd.DataFrame:
     """
     if number not in CONTENT:
         raise SamsgError(f"The paper has no Table {number} of results; ask for 1 (accuracy) or 2 (macro F1).")
-    return pd.read_csv(REFERENCE / f"table{number}.csv", dtype=str, keep_default_na=False)
+    reference = in_repository("paper_figures/reference")
+    return pd.read_csv(reference / f"table{number}.csv", dtype=str, keep_default_na=False)
 
 
 def headings(corpora: Iterable[str], notes: Words, titles: Words | None = None) -> dict[str, str]:
@@ -203,8 +204,12 @@ def _latex(text: object) -> str:
 
 
 def _latex_heading(text: object) -> str:
-    title, bracket, note = _latex(text).partition(" (")
-    return rf"\shortstack{{{title}\\({note}}}" if bracket else title
+    """Long names and notes on lines of their own, so that a column is as wide as its numbers."""
+    title, bracket, note = str(text).partition(" (")
+    lines = textwrap.wrap(title, 10, break_long_words=False, break_on_hyphens=False)
+    lines += [f"({note}"] if bracket else []
+    stacked = r"\\".join(map(_latex, lines))
+    return rf"\shortstack{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def to_latex(frame: pd.DataFrame, label: str, caption: str) -> str:
@@ -217,7 +222,13 @@ def to_latex(frame: pd.DataFrame, label: str, caption: str) -> str:
     for row in reversed(range(1, len(groups))):
         if groups[row] != groups[row - 1]:
             lines.insert(first_row + row, r"\midrule")
-    head = ["% Needs \\usepackage{booktabs}.", r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}"]
+    # Across both columns of a page there are 18 cm: the eight columns of the studies' tables need smaller print.
+    size, gap = ("footnotesize", 3) if frame.shape[1] <= 6 else ("scriptsize", 2)
+    head = [
+        "% Needs \\usepackage{booktabs}.",
+        r"\begin{table*}",
+        rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
+    ]
     numbered = re.sub(r"^Table \d+\. ", "", caption)  # LaTeX numbers tables itself
     head += [rf"\caption{{{_latex(numbered)}}}", rf"\label{{tab:{label}}}"]
     return "\n".join([*head, *lines, r"\end{table*}", ""])
