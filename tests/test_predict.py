@@ -167,7 +167,7 @@ def test_a_broken_folder_is_refused_with_a_reason(folder: Path, broken: str) -> 
     assert str(folder) in str(refused.value)
 
 
-@settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_changed_in_a_folder_it_loads_or_is_refused(folder: Path, data: st.DataObject) -> None:
     """Bytes put over others, cut out or put in, in the settings or in the first part of the weights."""
