@@ -26,7 +26,7 @@ from samsg.audio.store import read_sound
 from samsg.corpora.catalogue import LITTER, SOUNDS, emotions_of
 from samsg.method.deit import SpectrogramDeiT
 from samsg.method.rollout import attention_rollout
-from samsg.report.figures import overlay, panels
+from samsg.report.figures import MEDIUM, overlay, panels
 from samsg.report.metrics import summarise
 from samsg.report.tables import read_one
 from samsg.runs import Run, atomic, find_run, finished_runs, provenance
@@ -271,8 +271,9 @@ class SamsgClassifier(
         heat = attention_rollout(self.model, spectrograms, **self.config.rollout.model_dump())  # (W, 12, 99)
         columns = min(3, len(table))
         rows = -(-len(table) // columns)
-        shown = f", the first {SHOWN} of {len(starts)} windows" if len(starts) > SHOWN else ""
-        figure, axes = panels(rows, columns, (max(4.0, 2.4 * columns), 2.2 * rows + 0.3), f"{title}{shown}")
+        figure, axes = panels(rows, columns, (max(4.0, 2.4 * columns), 2.2 * rows + 0.3))
+        said = f"first {SHOWN} of {len(starts)} windows; " if len(starts) > SHOWN else ""
+        figure.suptitle(f"{title}{' ' if title else ''}({said}the brighter, the more attended)", fontsize=MEDIUM)
         for ax, window, picture, its in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=False):
             said = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
             overlay(
