@@ -172,6 +172,7 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
     import papermill
 
     name, seeds = STUDY_NOTEBOOKS[study], [int(seed) for seed in asked["seeds"]]
+    runs: list[dict[str, Any]]
     if study in ("controls", "sensitivity"):
         runs = [
             {"profile": profile, "study": study, "corpus": corpus, "protocol": protocol, "seeds": seeds}

@@ -101,7 +101,8 @@ def _weights(profile: Profile) -> str:
     if model.weights != "imagenet":
         mark = " " if Path(model.weights).is_file() else "!"
         return f"{mark} Weights: the file {model.weights}{'' if mark == ' ' else ', which is not there'}"
-    place = timm.get_pretrained_cfg(pretrained_name(model.size)).hf_hub_id
+    described = timm.get_pretrained_cfg(pretrained_name(model.size))
+    place = str(described.hf_hub_id) if described else pretrained_name(model.size)
     if try_to_load_from_cache(place, SAFETENSORS_SINGLE_FILE):
         return f"  Weights: ImageNet's ({place}), on this machine"
     return (

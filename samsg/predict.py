@@ -149,7 +149,9 @@ class SamsgClassifier(
         return cls(model, config)
 
     @classmethod
-    def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:
+    def from_pretrained(  # type: ignore[override]  # the names of its options are the parent's
+        cls, place: str | Path, **options: Any
+    ) -> SamsgClassifier:
         """Read a folder that ``save_pretrained`` wrote, or a model of that kind on the Hugging Face Hub.
 
         Args:
@@ -173,12 +175,10 @@ class SamsgClassifier(
     ) -> SamsgClassifier:
         if config is None:
             raise SamsgError(f"'{model_id}' has no {CONFIG}, so it is no model of this library; see save_pretrained.")
-        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         folder = Path(model_id)
-        if folder.is_dir():
-            weights = folder / WEIGHTS
-        else:
-            weights = Path(hf_hub_download(model_id, WEIGHTS, **{name: options.get(name) for name in names}))
+        known: dict[str, Any] = {name: options.get(name) for name in ("revision", "cache_dir", "token")}
+        known |= {name: bool(options.get(name)) for name in ("force_download", "local_files_only")}
+        weights = folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **known))
         try:
             described = Config(**config)
         except ValidationError as error:

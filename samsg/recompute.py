@@ -91,7 +91,7 @@ def recompute(run: Run) -> Recomputed:
         folder, model, losses = run.require(stage), load_model(run, stage), losses_of(run, stage)
         arithmetic = json.loads((folder / "arithmetic.json").read_text(encoding="utf-8"))
         fabric = make_fabric(run.profile.training.model_copy(update={"precision": arithmetic["precision"]}))
-        model = fabric.to_device(model)
+        fabric.to_device(model)
         with quicker_attention(model, fabric.device):
             anew = predict(run, fabric, model, examples, losses, run.profile.training.evaluation_batch)
         recorded = read_one(folder / "predictions.csv").set_index("clip")
@@ -101,7 +101,8 @@ def recompute(run: Run) -> Recomputed:
 
 def _compared(anew: pd.DataFrame, recorded: pd.DataFrame) -> dict[str, float]:
     columns = [column for column in recorded if column.startswith("p_")]
-    row = {"clips": len(recorded), "differing": int((anew["predicted"] != recorded["predicted"]).sum())}
+    row: dict[str, float] = {"clips": len(recorded)}
+    row["differing"] = int((anew["predicted"] != recorded["predicted"]).sum())
     row["largest"] = float((anew[columns].astype(float).round(6) - recorded[columns]).abs().max(axis=None))
     emotions, test = [column.removeprefix("p_") for column in columns], recorded["part"] == "test"
     for name, table in (("", anew), ("recorded_", recorded)):

@@ -70,7 +70,7 @@ def _changes(profile: Profile, study: str) -> list[tuple[str, str, dict[str, Any
     if study == "masks":
         return [samsg, deit, long, masks[0]]
     if study == "sensitivity":
-        changes = {
+        changes: dict[str, dict[str, Any]] = {
             "threshold 0.3": {"mask": {"threshold": 0.3}},
             "threshold 0.7": {"mask": {"threshold": 0.7}},
             "a fifth of the patches": {"mask": {"select": "share"}},
@@ -82,7 +82,7 @@ def _changes(profile: Profile, study: str) -> list[tuple[str, str, dict[str, Any
             "masked with ImageNet's grey": {"mask": {"fill": IMAGENET_GREY[0]}},
         }
         names = {title: "".join(c if c.isalnum() else "_" for c in title.lower()) for title in changes}
-        return [samsg, *((names[title], f"SAMSG, {title}", change, "probe") for title, change in changes.items())]
+        return [samsg, *[(names[title], f"SAMSG, {title}", change, "probe") for title, change in changes.items()]]
     raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDIES)}")
 
 
@@ -257,7 +257,7 @@ def masked_where(profile: Profile, corpus: str, protocol: str = "random", seed: 
 
 def distinct_masks(profile: Profile, study: str, corpus: str) -> list[Variant]:
     """The variants of a study that have masks of their own, each kind once."""
-    of_masks = {}
+    of_masks: dict[Path, Variant] = {}
     for variant in variants(profile, study):
         if variant.last == "probe" and variant.profile.mask.strategy != "none":
             of_masks.setdefault(open_run(variant.profile, corpus).stage_folder("masks"), variant)
