@@ -86,6 +86,14 @@ class WaveformStore:
         start, length = self.clips["start"].iat[index], self.clips["samples"].iat[index]
         return torch.from_numpy(self._samples[start : start + length].copy())
 
+    def twins(self) -> list[list[int]]:
+        """The clips, by index, that hold the very same samples: a list for each sound that is there more than once."""
+        alike = self.clips[self.clips.duplicated(["crc32", "samples"], keep=False)]
+        sounds: dict[bytes, list[int]] = {}
+        for index in alike.index:  # other sounds may have the same checksum
+            sounds.setdefault(hashlib.sha256(self[index].numpy()).digest(), []).append(index)
+        return [clips for clips in sounds.values() if len(clips) > 1]
+
     def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int) -> list[str]:
         """The files that came, went, are called or sound otherwise than when they were read.
 
