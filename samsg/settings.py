@@ -22,6 +22,8 @@ VIEWS = ("clean", "noise", "shift", "speed")
 PROTOCOLS = ("random", "speaker", "sentence")
 # Profiles and corpora name folders, and go through shells and Snakemake: no spaces, slashes, quotes, braces, line ends.
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")
+SHORT = reprlib.Repr()  # for messages: a few lines of YAML may stand for billions of values
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
 
 class SamsgError(Exception):
@@ -310,10 +312,10 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     return {**content, "name": path.stem}
 
 
-def _settings_in(annotation: Any) -> type[Settings]:
-    """The group of settings in ``Group``, ``Group | None`` or ``dict[str, Group]``."""
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """The group of settings in ``Group``, ``Group | None`` or ``dict[str, Group]``; None in anything else."""
     kinds = (annotation, *get_args(annotation))
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 def _explain(error: ValidationError) -> str:
@@ -324,11 +326,11 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             group: type[Settings] = Profile
             for part in place[:-1]:
-                if part in group.model_fields:  # a corpus' name is none
-                    group = _settings_in(group.model_fields[part].annotation)
+                if part in group.model_fields:
+                    group = _settings_in(group.model_fields[part].annotation) or group  # a corpus' name is none
             message = f"there is no such setting; {nearest(place[-1], group.model_fields)}"
         else:
-            message += f" (found {reprlib.repr(problem.get('input'))})"  # a few lines of YAML may stand for billions
+            message += f" (found {SHORT.repr(problem.get('input'))})"
         lines.append(f"{where}: {message}")
     return "; ".join(lines)
 
