@@ -84,7 +84,7 @@ def reproduce(
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--quiet", "host", "reason", *(["--dry-run"] if dry_run else [])]
     asked |= {} if cluster is None else {"threads": "8"}
-    # A comma behind it keeps a corpus called 007 or true a name.
+    # A comma behind it keeps a corpus called 007 a name.
     command += ["--config", *(f"{key}={value}{',' * (key == 'corpora')}" for key, value in asked.items())]
     if study:
         if dry_run or cluster is not None:

@@ -40,9 +40,10 @@ def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
     """Decode a sound file to mono at one rate: -> (S,), float32.
 
     Raises:
-        SamsgError: the file cannot be read, holds no samples, or holds values that are no numbers.
+        SamsgError: the file cannot be read, holds no samples, more than 10 minutes (a small file may announce days), or
+            values that are no numbers.
     """
-    heard = listen(path, longest=math.inf, digest=False, keep=True)
+    heard = listen(path, longest=600.0, digest=False, keep=True)
     if heard.samples is None:
         raise SamsgError(
             f"{path} cannot be read as a sound file: {heard.status}, {heard.what}. Replace it, or leave it out."
