@@ -23,7 +23,8 @@ for corpus in CORPORA:
     profile.corpus(corpus)
 # Two training processes on the same cores are slower than one after the other: here a job has them all; on a cluster, some.
 THREADS = int(config["threads"]) if "threads" in config else workflow.cores
-# Part of every rule: what was made under other settings is not up to date, and the library says what differs.
+# Part of every rule, by a function that keeps its braces: what was made under other settings is not up to date, and the
+# library says what differs.
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
 
 STAGES = ["02_baseline", "03_attention_rollout", "04_masking", "05_self_supervised", "06_linear_probe"]
@@ -61,7 +62,7 @@ rule data_preparation:
     input:
         notebook=ROOT / "notebooks/01_data_preparation.ipynb",
     params:
-        settings=SETTINGS,
+        settings=lambda wildcards: SETTINGS,
     output:
         done=touch(RUNS / "{corpus}/notebooks/01_data_preparation.done"),
     log:
@@ -89,7 +90,7 @@ for before, stage in zip(["", *STAGES], STAGES):
         output:
             done=touch(RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.done"),
         params:
-            settings=SETTINGS,
+            settings=lambda wildcards: SETTINGS,
         log:
             notebook=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.ipynb",
             text=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.log",
@@ -120,7 +121,7 @@ for protocol in PROTOCOLS:
             text=RUNS / f"notebooks/07_tables_and_figures_{protocol}.log",
         params:
             protocol=protocol,
-            settings=SETTINGS,
+            settings=lambda wildcards: SETTINGS,
             lists=f"corpora: {CORPORA}\nseeds: {SEEDS}",
         shell:
             papermill("-r protocol {params.protocol:q} -y {params.lists:q}")

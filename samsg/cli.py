@@ -138,7 +138,8 @@ def reproduce(
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--quiet", "host", "reason", *(["--dry-run"] if dry_run else [])]
     asked |= {} if cluster is None else {"threads": "8"}
-    command += ["--config", *(f"{key}={value}" for key, value in asked.items())]
+    # A comma behind it keeps a corpus called 007 a name.
+    command += ["--config", *(f"{key}={value}{',' * (key == 'corpora')}" for key, value in asked.items())]
     if study:
         if dry_run or cluster is not None:
             raise SamsgError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIEWS = ("clean", "noise", "shift", "speed")
 PROTOCOLS = ("random", "speaker", "sentence")
+# Profiles and corpora name folders, and go through shells and Snakemake: no spaces, slashes, quotes, braces, line ends.
+NAME = re.compile(r"[^\W_][\w.-]{0,99}")
+SHORT = reprlib.Repr()  # for messages: a few lines of YAML may stand for billions of values
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 
 
 class SamsgError(Exception):
@@ -58,9 +64,9 @@ def home() -> Path:
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown names are errors, values do not change."""
+    """A group of settings: unknown names are errors, numbers are finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AudioSettings(Settings):
@@ -230,6 +236,17 @@ class Profile(Settings):
     # The profile that this one is a variant of: what both would make alike is made once, among that one's runs.
     variant_of: Profile | None = Field(None, exclude=True, repr=False)
 
+    @field_validator("name", "corpora")
+    @classmethod
+    def _names_of_folders(cls, named: Any) -> Any:
+        for name in (named,) if isinstance(named, str) else named:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name[:100]!r} cannot be the name of a profile or corpus, whose folder is called so: letters, "
+                    "digits, '_', '-' and '.', a letter or digit first; the title may be anything"
+                )
+        return named
+
     @field_validator("protocols")
     @classmethod
     def _known_protocols(cls, protocols: tuple[str, ...]) -> tuple[str, ...]:
@@ -285,7 +302,7 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         path = (chain[-1].parent if chain else Path()) / Path(name).expanduser()  # a parent is named from its child
     else:
         path = in_repository("configs") / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, for names of any length
         raise SamsgError(
             f"There is no profile '{name}' (looked for {path}); {nearest(name, profile_names())} "
             "Give one of these, or the path of your own .yaml file."
@@ -294,7 +311,7 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise SamsgError(f"Profile '{name}' extends itself; take the 'extends' line out of one of: {chain}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # PyYAML passes on ValueError, AttributeError, RecursionError too
         raise SamsgError(f"Profile {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise SamsgError(
@@ -306,16 +323,18 @@ def _read(name: str, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         # A profile that names corpora means those alone; what it says of each is laid over the parent's words.
         named = content.get("corpora")
         if isinstance(named, Mapping):
-            base["corpora"] = {key: base.get("corpora", {}).get(key, {}) for key in named}
+            inherited = base.get("corpora")
+            inherited = inherited if isinstance(inherited, Mapping) else {}
+            base["corpora"] = {key: inherited.get(key, {}) for key in named}
             content["corpora"] = {key: value or {} for key, value in named.items()}
         content = _merge(base, content)
     return {**content, "name": path.stem}
 
 
-def _settings_in(annotation: Any) -> type[Settings]:
-    """The group of settings in ``Group``, ``Group | None`` or ``dict[str, Group]``."""
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """The group of settings in ``Group``, ``Group | None`` or ``dict[str, Group]``; None in anything else."""
     kinds = (annotation, *get_args(annotation))
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 def explain(error: ValidationError, root: type[Settings] = Profile) -> str:
@@ -327,11 +346,11 @@ def explain(error: ValidationError, root: type[Settings] = Profile) -> str:
         if problem["type"] == "extra_forbidden":
             group = root
             for part in place[:-1]:
-                if part in group.model_fields:  # a corpus' name is none
-                    group = _settings_in(group.model_fields[part].annotation)
+                if part in group.model_fields:
+                    group = _settings_in(group.model_fields[part].annotation) or group  # a corpus' name is none
             message = f"there is no such setting; {nearest(place[-1], group.model_fields)}"
         else:
-            message += f" (found {problem.get('input')!r})"
+            message += f" (found {SHORT.repr(problem.get('input'))})"
         lines.append(f"{where}: {message}")
     return "; ".join(lines)
 
@@ -347,8 +366,9 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
     Raises:
         SamsgError: there is no such profile, or a setting is unknown or out of range.
     """
-    content = _merge(_read(str(profile)), overrides)
     try:
-        return Profile(**content)
+        return Profile.model_validate(_merge(_read(str(profile)), overrides))
     except ValidationError as error:
         raise SamsgError(f"Profile '{profile}' has settings that cannot be: {explain(error)}") from error
+    except RecursionError as error:
+        raise SamsgError(f"Profile '{profile}' has settings that hold themselves, or lie too deep.") from error

@@ -83,13 +83,20 @@ def test_tables_and_figures_that_lie_there_without_a_run_are_made_anew(tmp_path:
 
 
 def test_a_failed_notebook_is_kept_and_its_error_is_said(tmp_path: Path) -> None:
-    """A corpus that is not there: the message says what was looked for and where; nothing is left half done."""
-    profile = {"extends": "smoke", "corpora": {"savee": {"root": "nowhere", "synthetic": None}}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
-    done = run("reproduce", "--profile", str(tmp_path / "mine.yaml"), home=tmp_path)
+    """A corpus that is not there: the message says what was looked for and where; nothing is left half done.
+
+    The folders and settings are called what a shell, Snakemake or a notebook would take for something else.
+    """
+    home = tmp_path / "a'b\"c; $(touch run) `touch run` & | > x"
+    home.mkdir()
+    corpus = {"root": "no'whe\"re; $(touch run) {x}", "reader": "savee", "synthetic": None}
+    profile = {"extends": "smoke", "corpora": {"007": corpus}, "model": {"weights": "{x}'; $(touch run)"}}
+    (home / "mine.yaml").write_text(yaml.safe_dump(profile))
+    done = run("reproduce", "--profile", str(home / "mine.yaml"), home=home)
     assert done.returncode == 1
-    assert "SAVEE was looked for in" in done.stderr and "nowhere, which is no folder" in done.stderr
-    kept = tmp_path / "runs/mine/savee/notebooks/01_data_preparation.ipynb"
+    assert "SAVEE was looked for in" in done.stderr and f"{corpus['root']}, which is no folder" in done.stderr
+    assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
+    kept = home / "runs/mine/007/notebooks/01_data_preparation.ipynb"
     assert str(kept) in done.stderr
     assert '"output_type": "error"' in kept.read_text()
     assert not kept.with_suffix(".done").exists()

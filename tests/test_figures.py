@@ -112,6 +112,15 @@ def test_no_text_is_smaller_than_print_allows_or_cut_off():
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text.get_text()
 
 
+def test_names_are_shown_as_they_are_and_never_read_as_formulas(tmp_path):
+    names = ["$\\frac$", "a_{b", "{brace}"]
+    table = pd.DataFrame({"emotion": np.repeat(names, 5), "predicted": np.repeat(names, 5), "share": 0.5})
+    figure = figures.confusion_matrix(table, names, "$\\alpha$", "$\\sum$")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    for number, each in enumerate((figure, figures.masked_share(table, "$^$"))):
+        assert figures.save_figure(each, tmp_path, str(number))["png"].stat().st_size > 5_000
+
+
 def test_learning_curves():
     stage_i = figures.learning(history(), "Stage i", NOTE)
     assert [ax.get_ylabel() for ax in stage_i.axes] == ["Cross-entropy loss", "Accuracy"]

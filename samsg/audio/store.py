@@ -40,9 +40,10 @@ def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
     """Decode a sound file to mono at one rate: -> (S,), float32.
 
     Raises:
-        SamsgError: the file cannot be read, holds no samples, or holds values that are no numbers.
+        SamsgError: the file cannot be read, holds no samples, more than 10 minutes (a small file may announce days), or
+            values that are no numbers.
     """
-    heard = listen(path, longest=math.inf, digest=False, keep=True)
+    heard = listen(path, longest=600.0, digest=False, keep=True)
     if heard.samples is None:
         raise SamsgError(
             f"{path} cannot be read as a sound file: {heard.status}, {heard.what}. Replace it, or leave it out."
@@ -85,6 +86,14 @@ class WaveformStore:
         """One recording, whole: -> (S,), float32."""
         start, length = self.clips["start"].iat[index], self.clips["samples"].iat[index]
         return torch.from_numpy(self._samples[start : start + length].copy())
+
+    def twins(self) -> list[list[int]]:
+        """The clips, by index, that hold the very same samples: a list for each sound that is there more than once."""
+        alike = self.clips[self.clips.duplicated(["crc32", "samples"], keep=False)]
+        sounds: dict[bytes, list[int]] = {}
+        for index in alike.index:  # other sounds may have the same checksum
+            sounds.setdefault(hashlib.sha256(self[index].numpy()).digest(), []).append(index)
+        return [clips for clips in sounds.values() if len(clips) > 1]
 
     def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int, anew: bool = False) -> list[str]:
         """The files that came, went, are called or sound otherwise than when they were read.

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from samsg.corpora.catalogue import GRAMMARS, LITTER, POINTER, parse_path
 from samsg.runs import progress_bar
@@ -39,6 +39,22 @@ LARGEST = 500 * 2**20  # bytes of one sound
 RATIO = 200  # unpacked to packed
 SMALL = 10 * 2**20  # bytes
 MEMBERS = 100_000
+NOTE = 2**20  # bytes of a name, or of another note on a member, which tarfile would read whole
+
+
+class _Entry(tarfile.TarInfo):
+    """A member of a tar. Long names, notes and the maps of sparse files are read whole before a member is seen, however
+    much they unpack to, so they are looked at here, where tarfile lets subclasses step in."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in b"LKxgX" and not 0 <= self.size <= NOTE:
+            raise SamsgError(f"{archive.name} holds a name or note of {self.size} bytes: no corpus does.")
+        return super()._proc_member(archive)
+
+    def _proc_sparse(self, *_: Any) -> tarfile.TarInfo:
+        raise SamsgError(f"The archive holds {self.name}, a sparse file: no corpus does. Nothing was unpacked.")
+
+    _proc_gnusparse_10 = _proc_sparse
 
 
 class Member(NamedTuple):
@@ -177,8 +193,8 @@ def _members(source: Path) -> Iterator[Member]:
         for path in sorted(source.rglob("*")):
             if path.is_file():  # a pipe would be waited for without end
                 yield Member(path.relative_to(source).as_posix(), path.stat().st_size, partial(path.open, "rb"))
-    elif tarfile.is_tarfile(source):  # before zip: a tar that ends with a zip passes for one
-        with tarfile.open(source) as archive:
+    elif (archive := _tar(source)) is not None:  # before zip: a tar that ends with a zip passes for one
+        with archive:
             for entry in archive:
                 name = _harmless(source, entry.name, entry.isreg() or entry.isdir())
                 yield Member(name, entry.size, partial(archive.extractfile, entry))
@@ -193,6 +209,13 @@ def _members(source: Path) -> Iterator[Member]:
             f"{source} is neither a folder nor an archive that can be read (zip, tar, tar.gz). If it is one, its end "
             "is missing: download it again. Unpack archives of other kinds, and give the folder."
         )
+
+
+def _tar(source: Path) -> tarfile.TarFile | None:
+    try:
+        return tarfile.open(source, tarinfo=_Entry)
+    except tarfile.TarError:
+        return None
 
 
 def _harmless(source: Path, name: str, plain: bool) -> str:

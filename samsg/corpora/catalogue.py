@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,10 +223,15 @@ def _read_csv(path: Path, root: str | Path | None) -> pd.DataFrame:
         manifest["part"] = given["part"]
     if manifest["emotion"].nunique() < 2:
         raise SamsgError(f"{path} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")
-    outside = [entry for entry in manifest["path"] if not (root / entry).resolve().is_relative_to(root.resolve())]
+    for entry in [*manifest["path"], *manifest["emotion"]]:
+        if not entry.isprintable():
+            raise SamsgError(f"{path} lists {entry!r}, a name that tables cannot keep; give it another.")
+    # os.path, unlike Path, takes names of any length. Links and absolute paths are followed, and may end below root.
+    below = os.path.join(os.path.realpath(root), "")
+    outside = [entry for entry in manifest["path"] if not os.path.realpath(root / entry).startswith(below)]
     if outside:
         raise SamsgError(f"{path} lists {outside[0]}, which lies outside {root}; paths are relative to that folder.")
-    absent = [entry for entry in manifest["path"] if not (root / entry).is_file()]
+    absent = [entry for entry in manifest["path"] if not os.path.isfile(root / entry)]
     if absent:
         raise SamsgError(
             f"{path} lists {len(absent)} files that are not below {root}, such as {absent[0]}; "

@@ -163,16 +163,19 @@ def _distilled_deit(name: str, weights: str | Path, **named: Any) -> nn.Module:
     if str(weights) == "random":
         return timm.create_model(name, pretrained=False, **named)
     overlay = None
-    if str(weights) != "imagenet":
-        if not Path(weights).is_file():
-            raise SamsgError(
-                f"model.weights names '{weights}', which is no file; give 'imagenet', 'random', or the path of "
-                f"the ImageNet weights of {name}."
-            )
-        # The published heads have 1000 classes and are dropped, as with the weights from the hub.
-        overlay = {"file": str(weights), "hf_hub_id": None, "url": ""}
+    if str(weights) != "imagenet" and not Path(weights).is_file():
+        raise SamsgError(
+            f"model.weights names '{weights}', which is no file; give 'imagenet', 'random', or the path of "
+            f"the ImageNet weights of {name}."
+        )
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **named)
+        if str(weights) != "imagenet":
+            # A .pth file is a pickle, which may run anything: tensors alone are taken of it. The published heads have
+            # 1000 classes and are dropped, as with the weights from the hub.
+            overlay = {"state_dict": timm.models.load_state_dict(str(weights), weights_only=True)}
+        vit = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **named)
+        vit.pretrained_cfg.pop("state_dict", None)
+        return vit
     except Exception as error:
         raise SamsgError(
             f"The ImageNet weights of {name} (asked for: '{weights}') could not be loaded: {error}. Without network, "

@@ -46,6 +46,7 @@ EMOTIONS = {
 FURTHER = ("#332288", "#117733", "#882255", "#8C510A", "#DDCC77", "#AA4499")  # mostly Tol's 'muted'
 PARTS = {"train": ("#0072B2", "-"), "validation": ("#009E73", ":"), "test": ("#D55E00", "--")}  # colour, line
 STAGES = {"baseline": "DeiT", "samsg": "SAMSG"}
+PLAIN = {"text.parse_math": False}  # a class may be called '$x$'
 MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
 
 
@@ -61,7 +62,8 @@ def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", *
 
     Pyplot does not know it, so that Jupyter shows it once: where it is returned.
     """
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **sharing)
+    with mpl.rc_context(PLAIN):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **sharing)
     plt.close(figure)
     if note:
         text = textwrap.fill(note[0].upper() + note[1:], int(16 * size[0]))
@@ -71,6 +73,8 @@ def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", *
 
 def _settled(figure: Figure) -> Figure:
     """The figure with its layout computed and fixed: each drawing would move it on a little otherwise."""
+    for text in figure.findobj(mpl.text.Text):
+        text.set_parse_math(False)
     if figure.get_layout_engine() is not None:
         for _ in range(2):
             figure.draw_without_rendering()
@@ -148,7 +152,8 @@ def _draw_confusion(ax: Axes, predictions: pd.DataFrame, classes: Sequence[str],
     counts = metrics.confusion_matrix(predictions["emotion"], predictions["predicted"], classes)
     share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
-    sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
+    with mpl.rc_context(PLAIN):  # it draws already
+        sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
     _label(ax, "Predicted emotion", "True emotion", title)
     ax.tick_params(axis="x", rotation=90)
     ax.tick_params(axis="y", rotation=0)

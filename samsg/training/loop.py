@@ -27,6 +27,7 @@ from samsg.runs import atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"  # of an unfinished stage
+LOOK = 50  # steps between looks at the losses where a look waits for the device
 FEW_TOKENS = 400  # up to which attention in separate steps trains faster on CPUs: benchmarks/training.py, growth
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
 
@@ -49,12 +50,19 @@ class Examples:
         labels: class indices, (N,).
         parts: the clips' indices in 'train', 'validation' and 'test'.
         masks: of every view of every clip, bool (V, N, 12, 99), or None.
+        names: of the clips, (N,), for messages; without them, their indices are named.
     """
 
     spectrograms: np.ndarray
     labels: np.ndarray
     parts: dict[str, np.ndarray]
     masks: np.ndarray | None = None
+    names: np.ndarray | None = None
+
+    def said(self, clips: np.ndarray, most: int = 16) -> str:
+        """Some clips by their names, as many as one can read."""
+        names = [str(clip if self.names is None else self.names[clip]) for clip in clips[:most]]
+        return ", ".join(names) + (f" and {len(clips) - most} more" if len(clips) > most else "")
 
     def batch(self, clips: np.ndarray, views: np.ndarray | int, device: torch.device | str) -> Batch:
         """Clips and their views (view 0 is the clean one) as tensors on a device."""
@@ -262,7 +270,8 @@ def fit(
         ties to the lower validation loss.
 
     Raises:
-        SamsgError: a loss is infinite or not a number.
+        SamsgError: a loss is infinite or not a number; the message names step, epoch, stage and clips. On one CPU every
+            step is looked at before its weights change; elsewhere every 50th, since a look waits for the device.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=training.lr, fused=fabric.device.type in ("cpu", "cuda"))
@@ -271,7 +280,10 @@ def fit(
     checkpoint, best_file = folder / CHECKPOINT, folder / "model.safetensors"
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+        except Exception as error:  # a pickle that would run anything is among what it refuses
+            raise SamsgError(f"{checkpoint} is damaged ({error}); remove {folder} to begin anew.") from error
         if state["precision"] != fabric._precision.precision:
             raise SamsgError(
                 f"{checkpoint} was begun in {state['precision']} and would go on in {fabric._precision.precision}; set "
@@ -282,11 +294,12 @@ def fit(
         history = state["history"]
     n_train = len(examples.parts["train"]) * (len(examples.spectrograms) if training.views == "all" else 1)
     steps = -(-n_train // training.batch)
+    look = 1 if fabric.device.type == "cpu" and fabric.world_size == 1 else LOOK
     bar = progress_bar(None, text, training.epochs * steps, "step", done=len(history) * steps)
     for epoch in range(len(history), training.epochs):
         started = time.perf_counter()
         model.train()
-        sums = torch.zeros(3, device=fabric.device)
+        sums, seen = torch.zeros(3, device=fabric.device), []
         for step, (clips, views) in enumerate(examples.epoch((*key, epoch), training.batch, training.views == "all")):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch * steps + step, epoch, training)
@@ -296,6 +309,10 @@ def fit(
             terms = losses(model, examples.batch(clips[mine], views[mine], fabric.device), losses.masked)
             masked = _total(fabric, counts * terms.masked).clamp(min=1)
             loss = losses.classification * terms.entropy / len(clips) + losses.reconstruction * terms.error / masked
+            seen.append((step, clips, views, counts * loss.detach()))
+            if len(seen) == look or step == steps - 1:
+                _refuse_no_numbers(fabric, seen, examples, f"epoch {epoch + 1} of {text}", steps)
+                seen = []
             fabric.backward(fabric.world_size * counts * loss)  # gradients are averaged over processes
             optimizer.step()
             optimizer.zero_grad()
@@ -303,12 +320,16 @@ def fit(
             bar.update()
         entropy, error, masked = _total(fabric, sums).tolist()
         entropy, error = entropy / n_train, error / max(1.0, masked)
-        if not np.isfinite(entropy + error):
-            raise SamsgError(f"The loss of epoch {epoch + 1} of {text} is {entropy + error}; lower training.lr.")
         row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": entropy}
         scores = {}
         for part in ("validation", "test"):  # the test part is for Figure 4 alone: nothing is chosen by it
-            _, scores[part] = evaluate(fabric, model, examples, part, losses, training.evaluation_batch)
+            rows, scores[part] = evaluate(fabric, model, examples, part, losses, training.evaluation_batch)
+            if not np.isfinite([scores[part]["loss"], scores[part]["reconstruction"]]).all():
+                bad = ~np.isfinite(rows).all(1)  # none, where the reconstruction alone overflows
+                clips = examples.parts[part][bad if bad.any() else slice(None)]
+                raise SamsgError(
+                    f"The {part} loss after epoch {epoch + 1} of {text} is no number; {_why(examples, clips, 0)}"
+                )
             row |= {f"{part}_loss": scores[part]["loss"], f"{part}_accuracy": scores[part]["accuracy"]}
         if losses.masked and losses.reconstruction:
             row |= {f"{part}_reconstruction": scores[part]["reconstruction"] for part in scores}
@@ -335,6 +356,23 @@ def fit(
     fabric.barrier()
     bare.load_state_dict(load_file(best_file, device=str(fabric.device)))
     return frame
+
+
+def _refuse_no_numbers(fabric: Fabric, seen: list[Any], examples: Examples, text: str, steps: int) -> None:
+    """Stop in all processes at the first step whose loss is infinite or not a number."""
+    losses = _total(fabric, torch.stack([loss for *_, loss in seen])).tolist()
+    for (step, clips, views, _), loss in zip(seen, losses, strict=True):
+        if not np.isfinite(loss):
+            why = _why(examples, clips, views)
+            raise SamsgError(f"The loss of step {step + 1} of {steps} in {text} is {loss}; {why}")
+
+
+def _why(examples: Examples, clips: np.ndarray, views: np.ndarray | int) -> str:
+    """The clips of a loss that is no number: those whose spectrograms hold such values; if none does, all of them."""
+    bad = ~np.isfinite(examples.spectrograms[views, clips]).all((1, 2))
+    if bad.any():
+        return f"the spectrograms of {examples.said(clips[bad])} hold values that are none: make these anew."
+    return f"its clips: {examples.said(clips)}. Their spectrograms are in order, so lower training.lr."
 
 
 def best_epoch(history: list[dict[str, Any]] | pd.DataFrame, of_emotion: bool = True) -> int:

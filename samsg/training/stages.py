@@ -22,7 +22,7 @@ from samsg.corpora.splits import PARTS, split
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import control_patches, important_patches
 from samsg.method.rollout import attention_rollout
-from samsg.runs import Run, atomic, finished, progress_bar, write_json
+from samsg.runs import NOTEBOOKS, Run, atomic, finished, progress_bar, write_json
 from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings, home
 from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric, quicker_attention
 
@@ -56,7 +56,8 @@ def read_manifest(run: Run) -> pd.DataFrame:
 def prepare(run: Run) -> WaveformStore:
     """Read every sound of the corpus once and compute the spectrograms of all views, unless that is done.
 
-    Sounds that cannot be used are left out and listed, with the reason, in left_out.csv.
+    Sounds that cannot be used are left out and listed, with the reason, in left_out.csv. Those that are there more than
+    once are said, with their emotions.
 
     Raises:
         SamsgError: the corpus is not where it should be, incomplete, changed since it was read, or without any sound.
@@ -72,13 +73,31 @@ def prepare(run: Run) -> WaveformStore:
                 "them back."
             )
     store = WaveformStore(run.make("waveforms", lambda partial: write_store(read_manifest(run), root, partial, audio)))
+    for twins in store.twins():
+        its = store.clips.loc[twins].groupby("emotion")["path"].agg(", ".join)
+        said = "; ".join(f"as {emotion}: {paths}" for emotion, paths in its.items())
+        print(f"The same sound more than once, {said}")
     run.make("spectrograms", lambda partial: write_spectrograms(store, partial, audio, views))
     return store
 
 
 def read_clips(run: Run) -> pd.DataFrame:
-    """The clips of the run's corpus with their part: the manifest of ``prepare``, split by protocol and seed."""
-    return split(WaveformStore(run.require("waveforms")).clips, run.protocol, run.seed)
+    """The clips of the run's corpus with their part: the manifest of ``prepare``, split by protocol and seed.
+
+    Raises:
+        SamsgError: the very same sound lies in two parts under one emotion.
+    """
+    store = WaveformStore(run.require("waveforms"))
+    clips = split(store.clips, run.protocol, run.seed)
+    for twins in store.twins():
+        for emotion, its in clips.loc[twins].groupby("emotion"):
+            if its["part"].nunique() > 1:
+                places = ", ".join(f"{path} ({part})" for path, part in zip(its["path"], its["part"], strict=True))
+                raise SamsgError(
+                    f"What is tested would have been heard in training: {run.corpus} holds the same sound of {emotion} "
+                    f"as {places}. Keep one copy of it, or split by speaker or sentence."
+                )
+    return clips
 
 
 def read_examples(run: Run, masks: bool = False) -> Examples:
@@ -90,6 +109,7 @@ def read_examples(run: Run, masks: bool = False) -> Examples:
         labels=clips["emotion"].map(emotions.index).to_numpy(),
         parts={part: np.flatnonzero(clips["part"] == part) for part in PARTS},
         masks=np.load(run.require("masks") / "masks.npy", mmap_mode="r") if masks else None,
+        names=clips["clip"].to_numpy(),
     )
 
 
@@ -120,10 +140,20 @@ def load_model(run: Run, stage: str) -> SpectrogramDeiT:
 
     Args:
         stage: 'baseline', 'samsg' or 'probe'.
+
+    Raises:
+        SamsgError: the stage has not been run, or its file is damaged or of another model.
     """
+    path = run.require(stage) / "model.safetensors"
     profile = run.profile.model_copy(update={"model": run.profile.model.model_copy(update={"weights": "random"})})
     model = new_model(Run(profile, run.corpus, run.protocol, run.seed))
-    model.load_state_dict(load_file(run.require(stage) / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and PyTorch raise several kinds
+        raise SamsgError(
+            f"{path} does not hold the model that stage '{stage}' leaves: {error}. Remove {path.parent} and run "
+            f"notebook {NOTEBOOKS[stage]}.ipynb again."
+        ) from error
     return model.eval()
 
 
@@ -159,6 +189,9 @@ def compute_rollout(run: Run) -> Path:
             some = examples.batch(clips, views, fabric.device)
             rolled = attention_rollout(model, some.spectrograms, rollout.alpha, rollout.order, rollout.token)
             heat[views, clips] = rolled.cpu().numpy()
+            bad = ~np.isfinite(heat[views, clips]).all((1, 2))
+            if bad.any():  # would be taken for views without rollout
+                raise SamsgError(f"The rollout of {examples.said(clips[bad])} is no number; run stage i anew.")
         with atomic(folder / "heat.npy") as partial, partial.open("wb") as file:
             np.save(file, heat)
 
