@@ -1,0 +1,222 @@
+"""Notebooks in JupyterLab in a real browser: they run, their controls move what they show, nothing is cut off."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from playwright.sync_api import Browser, Page, sync_playwright
+
+REPOSITORY = Path(__file__).parents[1]
+NOTEBOOKS = ("explore", "04_masking")
+SECONDS = 90  # for a notebook to run, on a busy machine
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+# All cells in the page, whether or not they are scrolled to; no questions about news from the network.
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+}
+OUTPUTS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells.map(cell => cell.outputs || [])"
+RUNNING = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter(each => !/\\d/.test(each.textContent))"
+STICKS_OUT = """[...document.querySelectorAll('.jp-OutputArea-output')]
+    .filter(each => each.scrollWidth > each.clientWidth + 1)
+    .map(each => each.textContent.slice(0, 80) + ': ' + each.scrollWidth + ' > ' + each.clientWidth)"""
+
+
+@pytest.fixture(scope="module")
+def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab, with a %s for the notebook, on copies of notebooks about a finished run."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name in NOTEBOOKS:
+        notebook = load_notebook_node(str(REPOSITORY / f"notebooks/{name}.ipynb"))
+        for cell in notebook.cells:
+            cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
+        nbformat.write(parameterize_notebook(notebook, {"profile": str(finished)}), folder / f"{name}.ipynb")
+    for name, content in SETTINGS.items():
+        path = folder / f".settings/@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(content, encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {name: str(folder / ".jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own |= {"IPYTHONDIR": str(folder / ".ipython"), "SAMSG_HOME": str(finished.parent)}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".spaces")}
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    with (folder / ".log").open("w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, cwd=folder)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / ".log").read_text()[-2000:]
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/lab/tree/%s.ipynb?token={token}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(
+            f"no browser: none of {', '.join(names)} is installed; on Debian and Ubuntu the package is chromium"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def run_all(browser: Browser, address: str) -> Page:
+    """Open a notebook and run it to its end."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * SECONDS)
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
+    page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(f"{RUNNING}.length == 0")
+    return page
+
+
+def outputs(page: Page) -> list[list[dict[str, Any]]]:
+    """The outputs of every cell as JupyterLab would save them."""
+    return page.evaluate(OUTPUTS)
+
+
+def complaints(page: Page) -> list[dict[str, Any]]:
+    """Errors, and what was written to standard error."""
+    every = [output for cell in outputs(page) for output in cell]
+    return [output for output in every if output["output_type"] == "error" or output.get("name") == "stderr"]
+
+
+def text_of_image(page: Page, containing: str) -> str:
+    """The text in place of the picture that says ``containing``."""
+    said = [
+        output["metadata"]["image/png"]["alt"]
+        for cell in outputs(page)
+        for output in cell
+        if "image/png" in output.get("data", {})
+    ]
+    (found,) = (each for each in said if containing in each)
+    return found
+
+
+@pytest.fixture(scope="module")
+def explore(browser: Browser, lab: str) -> Page:
+    page = run_all(browser, lab % "explore")
+    page.wait_for_selector(".widget-slider .noUi-handle >> visible=true")
+    return page
+
+
+def shown(page: Page, containing: str, *, other_than: str) -> str:
+    """The text of a picture once it is another than it was."""
+    for _ in range(20 * SECONDS):
+        now = text_of_image(page, containing)
+        if now != other_than:
+            return now
+        page.wait_for_timeout(50)
+    raise AssertionError(f"it still says: {other_than}")
+
+
+def percent(text: str) -> float:
+    found = re.search(r"([\d.]+)% of the patches", text)
+    assert found, text
+    return float(found[1])
+
+
+def test_the_numbered_notebook_runs_and_nothing_is_wider_than_its_cell(browser: Browser, lab: str) -> None:
+    page = run_all(browser, lab % "04_masking")
+    assert complaints(page) == []
+    assert page.evaluate(STICKS_OUT) == []
+    assert page.locator(".jp-OutputArea-output img").count() >= 3
+
+
+def test_the_explorer_runs_shows_its_controls_and_nothing_is_wider_than_its_cell(explore: Page) -> None:
+    assert complaints(explore) == []
+    assert explore.evaluate(STICKS_OUT) == []
+    assert explore.locator(".widget-dropdown >> visible=true").count() == 4
+    assert explore.locator(".widget-slider >> visible=true").count() == 2  # threshold and alpha, not share
+    assert explore.locator(".widget-button >> visible=true").count() == 2
+    assert explore.locator("audio").count() == 4
+    assert explore.locator(".jp-OutputArea-output img").count() == 3
+
+
+def test_a_higher_threshold_masks_less(explore: Page) -> None:
+    picture = explore.locator(".jp-OutputArea-output img").nth(1)
+    text, source = text_of_image(explore, "outline"), picture.get_attribute("src")
+    explore.locator(".widget-slider", has_text="threshold").locator(".noUi-handle").focus()
+    explore.keyboard.press("PageUp")
+    assert percent(shown(explore, "outline", other_than=text)) < percent(text)
+    explore.wait_for_function("([image, old]) => image.src != old", arg=[picture.element_handle(), source])
+    assert complaints(explore) == []
+
+
+def test_alpha_moves_the_rollout(explore: Page) -> None:
+    text = text_of_image(explore, "rollout, alpha")
+    explore.locator(".widget-slider", has_text="alpha").locator(".noUi-handle").focus()
+    explore.keyboard.press("PageDown")
+    assert shown(explore, "rollout, alpha", other_than=text) != text
+
+
+def test_sounds_and_stages_follow_when_they_are_asked(explore: Page) -> None:
+    masked = text_of_image(explore, "outline")
+    sounds = [source.get_attribute("src") for source in explore.locator("audio source").all()]
+    explore.get_by_role("button", name="hear the mask").click()
+    last = explore.locator("audio source").nth(3)
+    explore.wait_for_function(
+        "([before]) => document.querySelectorAll('audio source')[3]?.src != before", arg=[sounds[3]]
+    )
+    assert last.get_attribute("src").startswith("data:audio/wav")
+    explore.get_by_role("button", name="ask the stages").click()
+    explore.wait_for_timeout(500)
+    assert percent(text_of_image(explore, "stage iii")) == percent(masked)
+
+
+def test_controls_that_would_do_nothing_are_hidden(explore: Page) -> None:
+    strategy = explore.locator(".widget-dropdown", has_text="strategy").locator("select")
+    before = text_of_image(explore, "outline")
+    strategy.select_option("none")
+    assert percent(shown(explore, "outline", other_than=before)) == 0
+    assert explore.locator(".widget-slider", has_text="threshold").is_hidden()
+    strategy.select_option("rollout")
+    explore.locator(".widget-dropdown", has_text="select").locator("select").select_option("share")
+    explore.locator(".widget-slider", has_text="share").wait_for(state="visible")
+    assert explore.locator(".widget-slider", has_text="threshold").is_hidden()
+
+
+def test_another_clip_changes_every_picture(explore: Page) -> None:
+    every = ("rollout, alpha", "outline", "stage iii")
+    before = {each: text_of_image(explore, each) for each in every}
+    images = [image.get_attribute("src") for image in explore.locator(".jp-OutputArea-output img").all()]
+    explore.locator(".widget-dropdown", has_text="clip").locator("select").select_option(index=3)
+    shown(explore, "stage iii", other_than=before["stage iii"])
+    for number, old in enumerate(images):
+        explore.wait_for_function(
+            "([n, old]) => document.querySelectorAll('.jp-OutputArea-output img')[n].src != old", arg=[number, old]
+        )
+    assert complaints(explore) == []
