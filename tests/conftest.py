@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -56,7 +55,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a profile in a home folder where its one run, on an embedded EmoDB of 70 clips, is finished."""
     import samsg
 
@@ -70,4 +69,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         samsg.prepare(run)
         for stage in ("train_baseline", "compute_rollout", "compute_masks", "train_samsg", "train_probe"):
             getattr(samsg, stage)(run)
-        yield folder / "spoken.yaml"
+    return folder / "spoken.yaml"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ STICKS_OUT = """[...document.querySelectorAll('.jp-OutputArea-output')]
 
 @pytest.fixture(scope="module")
 def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab, with a %s for the notebook, on copies of notebooks about a finished run."""
+    """The address of a JupyterLab, with a {0} for the notebook, on copies of notebooks about a finished run."""
     folder = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
         notebook = load_notebook_node(str(REPOSITORY / f"notebooks/{name}.ipynb"))
@@ -71,7 +71,7 @@ def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             except OSError:
                 assert server.poll() is None, (folder / ".log").read_text()[-2000:]
                 time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/lab/tree/%s.ipynb?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={token}"
     finally:
         server.terminate()
         server.wait(30)
@@ -92,14 +92,17 @@ def browser() -> Iterator[Browser]:
 
 
 def run_all(browser: Browser, address: str) -> Page:
-    """Open a notebook and run it to its end."""
+    """Open a notebook and run it to its end, without errors or warnings."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(1000 * SECONDS)
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
     page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(f"{RUNNING}.length == 0")
+    page.wait_for_function(
+        f"{RUNNING}.length == 0 || document.querySelector('.jp-RenderedText[data-mime-type*=error]')"
+    )
+    assert complaints(page) == []
     return page
 
 
@@ -128,19 +131,29 @@ def text_of_image(page: Page, containing: str) -> str:
 
 @pytest.fixture(scope="module")
 def explore(browser: Browser, lab: str) -> Page:
-    page = run_all(browser, lab % "explore")
+    page = run_all(browser, lab.format("explore"))
     page.wait_for_selector(".widget-slider .noUi-handle >> visible=true")
     return page
 
 
+def until(page: Page, condition: Callable[[], bool]) -> None:
+    """Wait for what the kernel sends to arrive."""
+    for _ in range(20 * SECONDS):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("what should have changed did not change")
+
+
 def shown(page: Page, containing: str, *, other_than: str) -> str:
     """The text of a picture once it is another than it was."""
-    for _ in range(20 * SECONDS):
-        now = text_of_image(page, containing)
-        if now != other_than:
-            return now
-        page.wait_for_timeout(50)
-    raise AssertionError(f"it still says: {other_than}")
+    until(page, lambda: text_of_image(page, containing) != other_than)
+    return text_of_image(page, containing)
+
+
+def players(page: Page) -> list[str]:
+    """The sounds, as data addresses."""
+    return page.evaluate("[...document.querySelectorAll('audio source')].map(each => each.src)")
 
 
 def percent(text: str) -> float:
@@ -150,14 +163,12 @@ def percent(text: str) -> float:
 
 
 def test_the_numbered_notebook_runs_and_nothing_is_wider_than_its_cell(browser: Browser, lab: str) -> None:
-    page = run_all(browser, lab % "04_masking")
-    assert complaints(page) == []
+    page = run_all(browser, lab.format("04_masking"))
     assert page.evaluate(STICKS_OUT) == []
     assert page.locator(".jp-OutputArea-output img").count() >= 3
 
 
 def test_the_explorer_runs_shows_its_controls_and_nothing_is_wider_than_its_cell(explore: Page) -> None:
-    assert complaints(explore) == []
     assert explore.evaluate(STICKS_OUT) == []
     assert explore.locator(".widget-dropdown >> visible=true").count() == 4
     assert explore.locator(".widget-slider >> visible=true").count() == 2  # threshold and alpha, not share
@@ -184,17 +195,16 @@ def test_alpha_moves_the_rollout(explore: Page) -> None:
 
 
 def test_sounds_and_stages_follow_when_they_are_asked(explore: Page) -> None:
-    masked = text_of_image(explore, "outline")
-    sounds = [source.get_attribute("src") for source in explore.locator("audio source").all()]
-    explore.get_by_role("button", name="hear the mask").click()
-    last = explore.locator("audio source").nth(3)
-    explore.wait_for_function(
-        "([before]) => document.querySelectorAll('audio source')[3]?.src != before", arg=[sounds[3]]
-    )
-    assert last.get_attribute("src").startswith("data:audio/wav")
+    strategy = explore.locator(".widget-dropdown", has_text="strategy").locator("select")
+    before, heard = text_of_image(explore, "outline"), players(explore)
+    strategy.select_option("stripes")
+    masked = percent(shown(explore, "outline", other_than=before))
     explore.get_by_role("button", name="ask the stages").click()
-    explore.wait_for_timeout(500)
-    assert percent(text_of_image(explore, "stage iii")) == percent(masked)
+    until(explore, lambda: percent(text_of_image(explore, "stage iii")) == masked)
+    assert players(explore) == heard
+    explore.get_by_role("button", name="hear the mask").click()
+    until(explore, lambda: [old == new for old, new in zip(heard, players(explore), strict=True)][2:] == [False, False])
+    strategy.select_option("rollout")
 
 
 def test_controls_that_would_do_nothing_are_hidden(explore: Page) -> None:
@@ -204,9 +214,11 @@ def test_controls_that_would_do_nothing_are_hidden(explore: Page) -> None:
     assert percent(shown(explore, "outline", other_than=before)) == 0
     assert explore.locator(".widget-slider", has_text="threshold").is_hidden()
     strategy.select_option("rollout")
-    explore.locator(".widget-dropdown", has_text="select").locator("select").select_option("share")
+    select = explore.locator(".widget-dropdown", has_text="select").locator("select")
+    select.select_option("share")
     explore.locator(".widget-slider", has_text="share").wait_for(state="visible")
     assert explore.locator(".widget-slider", has_text="threshold").is_hidden()
+    select.select_option("threshold")
 
 
 def test_another_clip_changes_every_picture(explore: Page) -> None:
