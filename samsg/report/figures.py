@@ -439,7 +439,7 @@ def against_strength(tables: Mapping[float, pd.DataFrame], note: str = "") -> Fi
         ax.errorbar(at, values, [values - low, high - values], color=colour, marker=marker, label=variant, capsize=2)
     ax.axhline(100 / 7, color="black", linewidth=0.6, linestyle=":", label="chance")
     ax.tick_params(labelsize=SMALL)
-    ax.legend(fontsize=SMALL, frameon=False)
+    figure.legend(ncols=5, **LEGEND)  # below: inside it would lie on somebody's interval
     _label(ax, "Strength of the shortcut in training", "Accuracy without it (%)")
     return _settled(figure)
 
