@@ -146,6 +146,29 @@ def test_the_palette_is_fixed():
     assert len({to_rgb(colour) for colour in many.values()}) == 20
 
 
+def test_figures_say_in_words_what_they_show():
+    from IPython.core.formatters import DisplayFormatter
+
+    figure = figures.learning(history(), "Stage i", NOTE)
+    said = "Synthetic speech. Stage i: Cross-entropy loss over Epoch. Accuracy over Epoch"
+    data, metadata = DisplayFormatter().format(figure)
+    assert data["text/plain"] == metadata["image/png"]["alt"] == said
+
+
+def test_what_the_stages_make_of_a_clip():
+    columns = pd.MultiIndex.from_product([["one", "two"], ["clean", "masked"]])
+    table = pd.DataFrame([[0.5, 0.2, 0.1, 0.3], [0.5, 0.8, 0.9, 0.7]], ["anger", "fear"], columns)
+    figure = figures.stage_probabilities(table, "fear", "a clip", NOTE)
+    assert [ax.get_title() for ax in figure.axes] == ["one", "two"] and SHOWN in texts(figure)
+    widths = [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers]
+    assert widths == [[50, 50], [20, 80]]
+    names = {label.get_text(): label.get_fontweight() for label in figure.axes[0].get_yticklabels()}
+    assert names == {"anger": "normal", "fear": "bold"}
+    first = figure.axes[0].containers[0][0]
+    assert to_rgb(first.get_facecolor()) == to_rgb(figures.EMOTIONS["anger"])
+    assert figure.legends[0].get_title().get_text() == "a clip"
+
+
 def test_a_patch_covers_its_own_cells():
     values = np.zeros((12, 99))
     values[3, 40], values[11, 98] = 1.0, 0.5

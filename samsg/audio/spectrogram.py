@@ -39,13 +39,18 @@ class LogMel(nn.Module):
         """Unscaled log-mel spectrograms in dB: (B, 64000) -> (B, 128, 1001)."""
         return 10 * self.mel(waveforms).clamp(min=self.floor).log10()
 
+    def limits(self, decibels: Tensor) -> tuple[Tensor, Tensor]:
+        """What becomes 0 in each clip and what is divided by, in dB: (B, 128, 1001) -> (B, 1, 1) twice."""
+        if self.scaling == "minmax":
+            offset = decibels.amin((1, 2), keepdim=True)
+            scale = decibels.amax((1, 2), keepdim=True) - offset
+        else:
+            offset = decibels.mean((1, 2), keepdim=True)
+            scale = 2 * decibels.std((1, 2), keepdim=True)
+        return offset, scale.clamp(min=1e-6)
+
     def forward(self, waveforms: Tensor) -> Tensor:
         """Scaled log-mel spectrograms: (B, 64000) -> (B, 1, 128, 1001)."""
-        level = self.decibels(waveforms)[:, None]  # (B, 1, 128, 1001)
-        if self.scaling == "minmax":
-            offset = level.amin((2, 3), keepdim=True)
-            scale = level.amax((2, 3), keepdim=True) - offset
-        else:
-            offset = level.mean((2, 3), keepdim=True)
-            scale = 2 * level.std((2, 3), keepdim=True)
-        return (level - offset) / scale.clamp(min=1e-6)
+        decibels = self.decibels(waveforms)
+        offset, scale = self.limits(decibels)
+        return ((decibels - offset) / scale)[:, None]

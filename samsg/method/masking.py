@@ -10,6 +10,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from samsg.method.deit import patchify
+from samsg.settings import MaskSettings
 
 
 def important_patches(
@@ -43,6 +44,17 @@ def important_patches(
         least = heat.amin((-2, -1), keepdim=True)
         heat = (heat - least) / (heat.amax((-2, -1), keepdim=True) - least).clamp(min=torch.finfo(heat.dtype).tiny)
     return heat > threshold
+
+
+def choose_patches(heat: Tensor, its: MaskSettings, generator: torch.Generator, patch: int, stride: int) -> Tensor:
+    """The patches that a profile's settings mask, important ones or a control's: (B, 12, 99) -> bool (B, 12, 99).
+
+    Arguments as ``control_patches``.
+    """
+    mask = important_patches(heat, its.threshold, its.scale, its.select, its.share)
+    if its.strategy == "rollout":
+        return mask
+    return control_patches(its.strategy, heat, mask, generator, patch, stride)
 
 
 def most(values: Tensor, counts: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 
 from samsg.report import metrics
 from samsg.runs import atomic
@@ -32,14 +33,15 @@ WIDTH = 7.16  # inches, both columns of a page
 COLUMN = 3.5  # inches, one column
 SMALL, MEDIUM = 7, 8  # points
 LEGEND = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
-# Okabe & Ito (2008), told apart under every common kind of colour blindness.
+# Okabe & Ito (2008), told apart under every common kind of colour blindness; their black a light grey, on which black
+# lines and points can be seen. Another grey is close to fear's and disgust's colours where red and green are confused.
 EMOTIONS = {
     "anger": "#D55E00",
     "boredom": "#F0E442",
     "disgust": "#009E73",
     "fear": "#CC79A7",
     "happiness": "#E69F00",
-    "neutral": "#999999",
+    "neutral": "#CCCCCC",
     "sadness": "#0072B2",
     "surprise": "#56B4E9",
 }
@@ -48,6 +50,26 @@ PARTS = {"train": ("#0072B2", "-"), "validation": ("#009E73", ":"), "test": ("#D
 STAGES = {"baseline": "DeiT", "samsg": "SAMSG"}
 PLAIN = {"text.parse_math": False}  # a class may be called '$x$'
 MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
+
+
+class Described(Figure):
+    """A figure that says what it shows in words too: the text in an image's place, for those who cannot see it.
+
+    It is kept where IPython's own images keep theirs, and in the plain text of the output; nbconvert reads the one,
+    MyST the other.
+    """
+
+    def description(self) -> str:
+        """Its note, title and labels of every panel, and what its legends are about."""
+        said = [self.get_suptitle().replace("\n", " ")]
+        for ax in self.axes:
+            labels = " over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+            said.append(": ".join(filter(None, (ax.get_title() or ax.get_title(loc="left"), labels))))
+        said += [legend.get_title().get_text() for legend in self.legends]
+        return ". ".join(dict.fromkeys(filter(None, said)))
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        return {"text/plain": self.description()}, {"image/png": {"alt": self.description()}}
 
 
 def palette(classes: Sequence[str]) -> dict[str, str]:
@@ -62,8 +84,9 @@ def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", *
 
     Pyplot does not know it, so that Jupyter shows it once: where it is returned.
     """
+    style = {"figsize": size, "layout": "constrained", "FigureClass": Described}
     with mpl.rc_context(PLAIN):
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **sharing)
+        figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
     plt.close(figure)
     if note:
         text = textwrap.fill(note[0].upper() + note[1:], int(16 * size[0]))
@@ -354,6 +377,32 @@ def masked_spectrogram(
     return spectrogram(ax, np.ma.masked_array(np.asarray(log_mel), hidden), hop, sample_rate, **labels)
 
 
+def stage_probabilities(table: pd.DataFrame, emotion: str, title: str = "", note: str = "") -> Figure:
+    """What every stage makes of one clip, clean and masked: bars of probability, the true emotion's name in bold.
+
+    Args:
+        table: a row an emotion, columns (stage, 'clean') and (stage, 'masked'), probabilities of 0 to 1.
+        emotion: the true one.
+        title: below the panels, over the legend.
+        note: what must be said of the data.
+    """
+    stages, places = list(dict.fromkeys(table.columns.get_level_values(0))), np.arange(len(table))
+    figure, axes = panels(1, len(stages), (WIDTH, 0.9 + 0.26 * len(table)), note, sharex="row", sharey="row")
+    colours = [palette(table.index)[name] for name in table.index]
+    for ax, stage in zip(axes[0], stages, strict=True):
+        for kind, above, style in (("clean", -0.2, {}), ("masked", 0.2, {"hatch": "/////", "alpha": 0.7})):
+            style |= {"color": colours, "edgecolor": "0.3", "linewidth": 0.4}
+            ax.barh(places + above, 100 * table[stage, kind], 0.38, label=kind, **style)
+        ax.set_xlim(0, 100)
+        _label(ax, "Probability (%)", "", stage)
+    axes[0, 0].set_yticks(places, table.index)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].get_yticklabels()[list(table.index).index(emotion)].set_fontweight("bold")
+    shown = [Patch(facecolor="white", edgecolor="0.3", hatch=hatch) for hatch in ("", "/////")]
+    figure.legend(shown, ["the clip", "the clip, masked"], title=title, ncols=2, **LEGEND)
+    return _settled(figure)
+
+
 def waveform(ax: Axes, samples: Array, sample_rate: int, title: str = "", note: str = "") -> None:
     """A waveform (samples,) over seconds."""
     samples = np.asarray(samples)
@@ -395,7 +444,7 @@ def against_strength(tables: Mapping[float, pd.DataFrame], note: str = "") -> Fi
         ax.errorbar(at, values, [values - low, high - values], color=colour, marker=marker, label=variant, capsize=2)
     ax.axhline(100 / 7, color="black", linewidth=0.6, linestyle=":", label="chance")
     ax.tick_params(labelsize=SMALL)
-    ax.legend(fontsize=SMALL, frameon=False)
+    figure.legend(ncols=5, **LEGEND)  # below: inside it would lie on somebody's interval
     _label(ax, "Strength of the shortcut in training", "Accuracy without it (%)")
     return _settled(figure)
 

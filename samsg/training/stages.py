@@ -20,7 +20,7 @@ from samsg.audio.store import WaveformStore, write_spectrograms, write_store
 from samsg.corpora.catalogue import PARTS_FILE, SPOKEN, emotions_of, read_corpus
 from samsg.corpora.splits import PARTS, split
 from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
-from samsg.method.masking import control_patches, important_patches
+from samsg.method.masking import choose_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import NOTEBOOKS, Run, atomic, finished, progress_bar, write_json
 from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings, home
@@ -210,10 +210,7 @@ def compute_masks(run: Run) -> Path:
         masks, its = np.zeros(heat.shape, dtype=bool), run.profile.mask
         model, generator, chosen = run.profile.model, torch.Generator().manual_seed(run.seed), []
         for some in torch.from_numpy(heat[known]).split(256):  # (256, 12, 99)
-            mask = important_patches(some, its.threshold, its.scale, its.select, its.share)
-            if its.strategy != "rollout":
-                mask = control_patches(its.strategy, some, mask, generator, model.patch, model.stride)
-            chosen.append(mask)
+            chosen.append(choose_patches(some, its, generator, model.patch, model.stride))
         masks[known] = torch.cat(chosen).numpy()
         with atomic(folder / "masks.npy") as partial, partial.open("wb") as file:
             np.save(file, masks)
