@@ -36,6 +36,7 @@ from samsg.training.stages import load_model, normalisation, read_clips
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AT_ONCE = 16  # windows
 SHOWN = 12  # windows in one picture
+LONGEST = 4 * 3600.0  # s of a recording, 2.8 GB at 48 kHz
 Interval = tuple[float, float, float]  # value, low, high
 
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
@@ -232,7 +233,7 @@ class SamsgClassifier(
         """The emotion of every window of a recording.
 
         Args:
-            sound: a sound file of any rate and length; or samples at the model's own rate, mono, (S,).
+            sound: a sound file of any rate, 4 hours long at most; or samples at the model's own rate, mono, (S,).
 
         Returns:
             One row a window: start and end (s), emotion, its probability, and a column p_<emotion> a class. Where
@@ -253,7 +254,7 @@ class SamsgClassifier(
 
     def _waveform(self, sound: str | Path | np.ndarray | Tensor) -> Tensor:
         if isinstance(sound, str | Path):
-            return read_sound(sound, self.config.audio.sample_rate)
+            return read_sound(sound, self.config.audio.sample_rate, LONGEST)
         waveform = torch.as_tensor(sound, dtype=torch.float32)
         if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
             raise SamsgError(

@@ -68,18 +68,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a profile in a home folder where its one run, on an embedded EmoDB of 70 clips, is finished."""
-    import samsg
-
-    folder = tmp_path_factory.mktemp("finished")
-    spoken = {"emodb": {"synthetic": {"speakers": 2, "sentences": 5}}}
-    profile = {"extends": "smoke", "corpora": spoken, "training": {"epochs": 1}, "samsg": {"epochs": 1}}
+    folder = tmp_path_factory.mktemp("spoken")
+    corpora = {"emodb": {"synthetic": {"speakers": 2, "sentences": 5}}}
+    profile = {"extends": "smoke", "corpora": corpora, "training": {"epochs": 1}, "samsg": {"epochs": 1}}
     (folder / "spoken.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMSG_HOME", str(folder))
-        run = samsg.open_run(str(folder / "spoken.yaml"))
-        samsg.prepare(run)
-        for stage in ("train_baseline", "compute_rollout", "compute_masks", "train_samsg", "train_probe"):
-            getattr(samsg, stage)(run)
+        samsg.run_stages(samsg.open_run(str(folder / "spoken.yaml")))
     return folder / "spoken.yaml"

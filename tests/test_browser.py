@@ -40,14 +40,14 @@ STICKS_OUT = """[...document.querySelectorAll('.jp-OutputArea-output')]
 
 
 @pytest.fixture(scope="module")
-def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def lab(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab, with a {0} for the notebook, on copies of notebooks about a finished run."""
     folder = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
         notebook = load_notebook_node(str(REPOSITORY / f"notebooks/{name}.ipynb"))
         for cell in notebook.cells:
             cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
-        nbformat.write(parameterize_notebook(notebook, {"profile": str(finished)}), folder / f"{name}.ipynb")
+        nbformat.write(parameterize_notebook(notebook, {"profile": str(spoken)}), folder / f"{name}.ipynb")
     for name, content in SETTINGS.items():
         path = folder / f".settings/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
@@ -56,7 +56,7 @@ def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {name: str(folder / ".jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
-    own |= {"IPYTHONDIR": str(folder / ".ipython"), "SAMSG_HOME": str(finished.parent)}
+    own |= {"IPYTHONDIR": str(folder / ".ipython"), "SAMSG_HOME": str(spoken.parent)}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".spaces")}
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]

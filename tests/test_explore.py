@@ -13,13 +13,13 @@ from samsg.settings import SamsgError
 
 
 @pytest.fixture(scope="module")
-def run(finished: Path) -> samsg.Run:
-    return samsg.open_run(str(finished))
+def run(spoken: Path) -> samsg.Run:
+    return samsg.open_run(str(spoken))
 
 
 @pytest.fixture(autouse=True)
-def home(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAMSG_HOME", str(finished.parent))
+def home(spoken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMSG_HOME", str(spoken.parent))
 
 
 @pytest.fixture

@@ -36,14 +36,18 @@ BATCH = 64  # clips that are read, or computed, before they are kept
 ROOM = 2**23  # samples of a batch for which there is memory, 2.7 s of each at 48 kHz; more is found when needed
 
 
-def read_sound(path: str | Path, sample_rate: int = 16_000) -> torch.Tensor:
+def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = 600.0) -> torch.Tensor:
     """Decode a sound file to mono at one rate: -> (S,), float32.
 
+    Args:
+        path: of the file.
+        sample_rate: Hz.
+        longest: s; a longer recording is refused unread, since a small file may announce days.
+
     Raises:
-        SamsgError: the file cannot be read, holds no samples, more than 10 minutes (a small file may announce days), or
-            values that are no numbers.
+        SamsgError: the file cannot be read, is too long, or holds no samples or values that are no numbers.
     """
-    heard = listen(path, longest=600.0, digest=False, keep=True)
+    heard = listen(path, longest=longest, digest=False, keep=True)
     if heard.samples is None:
         raise SamsgError(
             f"{path} cannot be read as a sound file: {heard.status}, {heard.what}. Replace it, or leave it out."
