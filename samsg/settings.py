@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VIEWS = ("clean", "noise", "shift", "speed")
+VIEWS: tuple[Literal["clean", "noise", "shift", "speed"], ...] = ("clean", "noise", "shift", "speed")
 PROTOCOLS = ("random", "speaker", "sentence")
 # Profiles and corpora name folders, and go through shells and Snakemake: no spaces, slashes, quotes, braces, line ends.
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")

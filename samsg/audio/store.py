@@ -96,7 +96,7 @@ class WaveformStore:
         alike = self.clips[self.clips.duplicated(["crc32", "samples"], keep=False)]
         sounds: dict[bytes, list[int]] = {}
         for index in alike.index:  # other sounds may have the same checksum
-            sounds.setdefault(hashlib.sha256(self[index].numpy()).digest(), []).append(index)
+            sounds.setdefault(hashlib.sha256(self[index].numpy().data).digest(), []).append(index)
         return [clips for clips in sounds.values() if len(clips) > 1]
 
     def changed(self, manifest: pd.DataFrame, root: Path, sample_rate: int, anew: bool = False) -> list[str]:

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from samsg.corpora.catalogue import GRAMMARS, LITTER, POINTER, parse_path
 from samsg.runs import progress_bar
@@ -47,9 +47,9 @@ class _Entry(tarfile.TarInfo):
     much they unpack to, so they are looked at here, where tarfile lets subclasses step in."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in b"LKxgX" and not 0 <= self.size <= NOTE:
-            raise SamsgError(f"{archive.name} holds a name or note of {self.size} bytes: no corpus does.")
-        return super()._proc_member(archive)
+        if self.type in (b"L", b"K", b"x", b"g", b"X") and not 0 <= self.size <= NOTE:
+            raise SamsgError(f"{archive.name!r} holds a name or note of {self.size} bytes: no corpus does.")
+        return super()._proc_member(archive)  # type: ignore[misc]  # private to tarfile
 
     def _proc_sparse(self, *_: Any) -> tarfile.TarInfo:
         raise SamsgError(f"The archive holds {self.name}, a sparse file: no corpus does. Nothing was unpacked.")
@@ -62,7 +62,7 @@ class Member(NamedTuple):
 
     name: str  # with forward slashes
     size: int  # bytes, as declared
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], Any]  # a binary file
 
 
 def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
@@ -192,18 +192,18 @@ def _members(source: Path) -> Iterator[Member]:
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             if path.is_file():  # a pipe would be waited for without end
-                yield Member(path.relative_to(source).as_posix(), path.stat().st_size, partial(path.open, "rb"))
+                yield Member(path.relative_to(source).as_posix(), path.stat().st_size, partial(open, path, "rb"))
     elif (archive := _tar(source)) is not None:  # before zip: a tar that ends with a zip passes for one
         with archive:
             for entry in archive:
                 name = _harmless(source, entry.name, entry.isreg() or entry.isdir())
                 yield Member(name, entry.size, partial(archive.extractfile, entry))
     elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for entry in archive.infolist():
-                kind = stat.S_IFMT(entry.external_attr >> 16)
-                name = _harmless(source, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                yield Member(name, entry.file_size, partial(archive.open, entry))
+        with zipfile.ZipFile(source) as packed:
+            for each in packed.infolist():
+                kind = stat.S_IFMT(each.external_attr >> 16)
+                name = _harmless(source, each.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                yield Member(name, each.file_size, partial(packed.open, each))
     else:
         raise SamsgError(
             f"{source} is neither a folder nor an archive that can be read (zip, tar, tar.gz). If it is one, its end "

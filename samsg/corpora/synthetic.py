@@ -295,7 +295,7 @@ def _shortcut_clips(settings: SyntheticSettings) -> Iterator[Clip]:
         tested = [sentences[index] for index in random.permutation(len(sentences))[:3]]  # so a name is left for each
         for part in (*("test",) * 3, *("train",) * 4, "validation"):
             draw, free = random.random(), sentences[random.integers(len(sentences))]  # the same at every strength
-            sentence = tested.pop() if part == "test" else sentences[row] if draw < settings.shortcut else free
+            sentence = tested.pop() if part == "test" else sentences[row] if draw < (settings.shortcut or 0) else free
             path = f"wav/{speaker}{sentence}{code}{'abcdef'[used[sentence]]}.wav"
             used[sentence] += 1
             yield Clip(path, speaker, EMODB_SENTENCES[sentence], emotion, part=part)

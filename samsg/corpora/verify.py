@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -150,7 +150,7 @@ def _hear(sound: soundfile.SoundFile, longest: float, into: np.ndarray | None) -
     frames, full, total, low, high, kept = 0, 0, 0.0, np.inf, -np.inf, []
     fits = into is not None and sound.channels == 1 and announced <= len(into)
     while frames < min(announced, limit + 1):
-        out = into[frames:, None] if fits else None
+        out = into[frames:, None] if fits and into is not None else None
         block = sound.read(2**18 // sound.channels, "float32", always_2d=True, out=out)
         if len(block) == 0:
             break
@@ -178,7 +178,7 @@ def _hear(sound: soundfile.SoundFile, longest: float, into: np.ndarray | None) -
     if high - low <= SILENT[sound.subtype in ("FLOAT", "DOUBLE")]:
         return heard._replace(status="no audio", what=f"{heard.seconds:.3f} s of digital silence")
     if cut or (announced < 2**62 and frames < announced - 0.1 * rate):
-        what = f"{stored[2]} of {stored[1]} bytes of samples" if cut else f"{frames} of {announced} samples"
+        what = f"{stored[2]} of {stored[1]} bytes of samples" if stored and cut else f"{frames} of {announced} samples"
         return heard._replace(status="truncated", what=what)
     if full > CLIPPED * frames:
         return heard._replace(status="clipped", what=f"{full / frames:.1%} of the samples at full scale")
@@ -257,7 +257,7 @@ class Report:
 
     def json(self) -> str:
         """The report for programs, every file in it."""
-        content = {"corpus": self.corpus, "root": _shown(self.root), "verdict": self.verdict}
+        content: dict[str, Any] = {"corpus": self.corpus, "root": _shown(self.root), "verdict": self.verdict}
         content |= {"exit_code": self.exit_code, "counts": self.counts, "files": self.files.to_dict("records")}
         return json.dumps(content, indent=1, allow_nan=False)
 
@@ -286,7 +286,9 @@ def check_corpus(
     listed, root = official_list(corpus).set_index("clip"), Path(root or f"data/{corpus}")
     sounds = [p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() == ".wav"]
     sounds = sorted(path for path in sounds if not any(part.startswith(LITTER) for part in path.parts))
-    rows, clips, digests = [], {}, {}
+    rows: list[dict[str, Any]] = []
+    clips: dict[str, str] = {}
+    digests: dict[str, str] = {}
     everything = _listen_to([root / path for path in sounds], longest, progress, digest=True)
     for path, heard in zip(sounds, everything, strict=True):
         said = parse_path(f"{root.name}/{path.as_posix()}", corpus) or {"clip": "", "emotion": ""}
@@ -308,7 +310,7 @@ def check_corpus(
     return Report(corpus, root, files, *_verdict(GRAMMARS[corpus].title, files, listed))
 
 
-def _row(path: str | Path, clip: str, emotion: str, heard: Heard) -> dict[str, str | int | float]:
+def _row(path: str | Path, clip: str, emotion: str, heard: Heard) -> dict[str, Any]:
     row = {"path": _shown(path), "clip": clip, "emotion": emotion, "status": heard.status, "what": heard.what}
     return {**row, "left_out": heard.left_out, "sample_rate": heard.sample_rate, "seconds": round(heard.seconds, 3)}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from samsg.settings import SamsgError, nearest
@@ -100,7 +100,7 @@ class SpectrogramDeiT(nn.Module):
         self.grid = patch_grid(n_mels, n_frames, patch, stride)
         if size not in SIZES:
             raise SamsgError(f"There is no DeiT of size '{size}'; {nearest(size, SIZES)}")
-        self.vit = _distilled_deit(
+        self.vit: Any = _distilled_deit(
             pretrained_name(size),
             weights,
             img_size=(n_mels, n_frames),
@@ -159,7 +159,7 @@ class SpectrogramDeiT(nn.Module):
         return self.classify(tokens), self.reconstruct(tokens)
 
 
-def _distilled_deit(name: str, weights: str | Path, **named: Any) -> nn.Module:
+def _distilled_deit(name: str, weights: str | Path, **named: Any) -> Any:
     if str(weights) == "random":
         return timm.create_model(name, pretrained=False, **named)
     overlay = None
@@ -173,7 +173,7 @@ def _distilled_deit(name: str, weights: str | Path, **named: Any) -> nn.Module:
             # A .pth file is a pickle, which may run anything: tensors alone are taken of it. The published heads have
             # 1000 classes and are dropped, as with the weights from the hub.
             overlay = {"state_dict": timm.models.load_state_dict(str(weights), weights_only=True)}
-        vit = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **named)
+        vit: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **named)
         vit.pretrained_cfg.pop("state_dict", None)
         return vit
     except Exception as error:

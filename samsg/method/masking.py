@@ -142,7 +142,8 @@ def mask_spectrogram(spectrogram: Tensor, mask: Tensor, patch: int = 16, stride:
         mask: patches to mask.
         fill: what masked cells become: 0, black, in the paper.
     """
-    return spectrogram.masked_fill(masked_cells(mask, spectrogram.shape[2:], patch, stride), fill)
+    height, width = spectrogram.shape[2:]
+    return spectrogram.masked_fill(masked_cells(mask, (height, width), patch, stride), fill)
 
 
 def reconstruction_error(

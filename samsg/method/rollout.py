@@ -107,8 +107,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _calls(model: nn.Module, spectrogram: Tensor) -> list[tuple[nn.Module, _Call]]:
     """Every block's attention, and what it is called with in a forward pass, which leaves no trace on the model."""
-    vit = model.vit if isinstance(model, SpectrogramDeiT) else model
-    layers = [getattr(block, "attn", None) for block in getattr(vit, "blocks", [])]
+    vit: Any = model.vit if isinstance(model, SpectrogramDeiT) else model
+    layers: list[Any] = [getattr(block, "attn", None) for block in getattr(vit, "blocks", [])]
     if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
         raise SamsgError(f"Rollout needs a ViT whose blocks have an attn, as timm's; got {type(vit).__name__}.")
     if getattr(vit, "num_prefix_tokens", 0) < 1:
@@ -121,14 +121,14 @@ def _calls(model: nn.Module, spectrogram: Tensor) -> list[tuple[nn.Module, _Call
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         with _evaluating(model), _KeepNormalizers(calls):
-            (model.tokens if isinstance(model, SpectrogramDeiT) else model.forward_features)(spectrogram)
+            (model.tokens if isinstance(model, SpectrogramDeiT) else vit.forward_features)(spectrogram)
     finally:
         for hook in hooks:
             hook.remove()
     return list(zip(layers, calls, strict=True))
 
 
-def _scores(attention: nn.Module, call: _Call) -> _Scores:
+def _scores(attention: Any, call: _Call) -> _Scores:
     """Call a layer's attention again, up to where it would attend."""
     fused = getattr(attention, "fused_attn", True)
     attention.fused_attn = True
@@ -198,7 +198,8 @@ def rollout_row(
         calls.reverse()
     first = 2 if token == "mean" else 1
     x = calls[0][1].arguments[0]  # (B, T, dim)
-    if first > (model.vit if isinstance(model, SpectrogramDeiT) else model).num_prefix_tokens:
+    vit: Any = model.vit if isinstance(model, SpectrogramDeiT) else model
+    if first > vit.num_prefix_tokens:
         raise SamsgError("The mean of the CLS and distillation rows was asked for; this model has no second token.")
     row = torch.zeros(x.shape[:2], device=x.device)  # (B, T)
     row[:, :first] = 1 / first

@@ -89,7 +89,8 @@ class Look:
 
     @property
     def _hidden(self) -> Tensor:
-        return masked_cells(self.patches, self.clip.spectrogram.shape[2:], *self._grid[2:])
+        height, width = self.clip.spectrogram.shape[2:]
+        return masked_cells(self.patches, (height, width), *self._grid[2:])
 
     @property
     def summary(self) -> str:
@@ -206,10 +207,11 @@ class Controls:
     def look(self) -> Look:
         """The chosen clip under the settings as they are now."""
         values = {name: control.value for name, control in self.settings.items()}
-        rollout, mask = (
-            its.model_copy(update={name: value for name, value in values.items() if name in type(its).model_fields})
-            for its in (self._rollout, self._mask)
+        for_rollout, for_mask = (
+            {name: value for name, value in values.items() if name in group.model_fields}
+            for group in (RolloutSettings, MaskSettings)
         )
+        rollout, mask = self._rollout.model_copy(update=for_rollout), self._mask.model_copy(update=for_mask)
         return Look(self._open(self.clip.value), rollout, mask)
 
     def choose_clip(self) -> None:

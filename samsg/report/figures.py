@@ -11,6 +11,7 @@ import string
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -28,11 +29,15 @@ from samsg.runs import atomic
 from samsg.settings import SamsgError
 
 Array = np.ndarray
-CELLS = {"origin": "lower", "aspect": "auto", "interpolation": "none"}  # of spectrograms: one cell, one rectangle
+CELLS: dict[str, Any] = {
+    "origin": "lower",
+    "aspect": "auto",
+    "interpolation": "none",
+}  # of spectrograms: one cell, one rectangle
 WIDTH = 7.16  # inches, both columns of a page
 COLUMN = 3.5  # inches, one column
 SMALL, MEDIUM = 7, 8  # points
-LEGEND = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
 # Okabe & Ito (2008), told apart under every common kind of colour blindness; their black a light grey, on which black
 # lines and points can be seen. Another grey is close to fear's and disgust's colours where red and green are confused.
 EMOTIONS = {
@@ -48,7 +53,7 @@ EMOTIONS = {
 FURTHER = ("#332288", "#117733", "#882255", "#8C510A", "#DDCC77", "#AA4499")  # mostly Tol's 'muted'
 PARTS = {"train": ("#0072B2", "-"), "validation": ("#009E73", ":"), "test": ("#D55E00", "--")}  # colour, line
 STAGES = {"baseline": "DeiT", "samsg": "SAMSG"}
-PLAIN = {"text.parse_math": False}  # a class may be called '$x$'
+PLAIN: Any = {"text.parse_math": False}  # a class may be called '$x$'
 MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
 
 
@@ -79,12 +84,12 @@ def palette(classes: Sequence[str]) -> dict[str, str]:
     return {name: EMOTIONS[name] if name in EMOTIONS else further[others.index(name)] for name in classes}
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: str) -> tuple[Figure, Array]:
+def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: Any) -> tuple[Figure, Array]:
     """An empty figure with its note, and its axes (rows, columns); size is in inches, sharing is sharex and sharey.
 
     Pyplot does not know it, so that Jupyter shows it once: where it is returned.
     """
-    style = {"figsize": size, "layout": "constrained", "FigureClass": Described}
+    style: dict[str, Any] = {"figsize": size, "layout": "constrained", "FigureClass": Described}
     with mpl.rc_context(PLAIN):
         figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
     plt.close(figure)
@@ -112,8 +117,14 @@ def _label(ax: Axes, x: str, y: str, title: str = "", note: str = "") -> None:
     if title:
         ax.set_title(title, fontsize=MEDIUM)
     if note:
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
-        style = {"fontsize": SMALL, "style": "italic", "color": EMOTIONS["anger"], "bbox": box, "zorder": 5}
+        box: dict[str, Any] = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
+        style: dict[str, Any] = {
+            "fontsize": SMALL,
+            "style": "italic",
+            "color": EMOTIONS["anger"],
+            "bbox": box,
+            "zorder": 5,
+        }
         ax.text(0.99, 0.96, note[0].upper() + note[1:], transform=ax.transAxes, ha="right", va="top", **style)
 
 
@@ -125,7 +136,7 @@ def _curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Se
         raise SamsgError(f"A history needs epoch and {', '.join(missing)}; found {', '.join(table.columns)}.")
     for part in parts:
         color, line = PARTS[part]
-        style = {"color": color, "linestyle": line, "linewidth": 1.2, "label": part, "legend": False}
+        style: dict[str, Any] = {"color": color, "linestyle": line, "linewidth": 1.2, "label": part, "legend": False}
         if table["epoch"].nunique() < 12:
             style |= {"marker": "o", "markersize": 3, "markeredgewidth": 0}
         # ("pi", 100) is the range of all values.
@@ -174,7 +185,7 @@ def loss_curves(
 def _draw_confusion(ax: Axes, predictions: pd.DataFrame, classes: Sequence[str], title: str) -> None:
     counts = metrics.confusion_matrix(predictions["emotion"], predictions["predicted"], classes)
     share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-    style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
+    style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
     with mpl.rc_context(PLAIN):  # it draws already
         sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
     _label(ax, "Predicted emotion", "True emotion", title)
@@ -210,7 +221,13 @@ def confusion_matrices(
         seeds = max(seeds, table["seed"].nunique() if "seed" in table else 1)
     for ax in axes.flat[len(predictions) :]:
         ax.remove()
-    place = {"ax": figure.axes, "location": "bottom", "fraction": 0.03 / rows, "aspect": 40, "pad": 0.03}
+    place: dict[str, Any] = {
+        "ax": figure.axes,
+        "location": "bottom",
+        "fraction": 0.03 / rows,
+        "aspect": 40,
+        "pad": 0.03,
+    }
     bar = figure.colorbar(axes.flat[0].collections[0], **place)
     counted = f"; numbers: clips, {seeds} seeds together" if seeds > 1 else "; numbers: clips"
     bar.set_label(f"Colour: share of the true emotion's clips{counted}", fontsize=SMALL)
@@ -262,7 +279,12 @@ def masked_share(frame: pd.DataFrame, note: str = "") -> Figure:
     figure, axes = panels(1, 1, (COLUMN, 2.8), note)
     ax, random = axes[0, 0], np.random.default_rng(0)
     # Matplotlib's own boxes: seaborn 0.13's warn with matplotlib 3.11 and end with 3.13; its points differ each time.
-    style = {"widths": 0.6, "showfliers": False, "patch_artist": True, "medianprops": {"color": "black"}}
+    style: dict[str, Any] = {
+        "widths": 0.6,
+        "showfliers": False,
+        "patch_artist": True,
+        "medianprops": {"color": "black"},
+    }
     boxes = ax.boxplot(percent, tick_labels=classes, **style)["boxes"]
     for place, (name, values, box) in enumerate(zip(classes, percent, boxes, strict=True), start=1):
         box.set_facecolor(palette(classes)[name])
@@ -341,7 +363,7 @@ def spectrogram(
 
 
 def overlay(
-    ax: Axes, log_mel: Array, heat: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: str
+    ax: Axes, log_mel: Array, heat: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: Any
 ) -> AxesImage:
     """Attention rollout (12, 99) laid over its spectrogram (128, 1001): grey below, the more attended the more colour.
 
@@ -366,11 +388,12 @@ def mask_outline(
     lines = [((x[c], r - 0.5), (x[c], r + 0.5)) for r, c in upright]
     lines += [((x[c], r - 0.5), (x[c + 1], r - 0.5)) for r, c in level]
     outline = LineCollection(lines, colors=EMOTIONS["surprise"], linewidths=1, capstyle="projecting")
-    return ax.add_collection(outline, autolim=False)
+    ax.add_collection(outline, autolim=False)
+    return outline
 
 
 def masked_spectrogram(
-    ax: Axes, log_mel: Array, mask: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: str
+    ax: Axes, log_mel: Array, mask: Array, hop: int, sample_rate: int, patch: int = 16, stride: int = 10, **labels: Any
 ) -> AxesImage:
     """The spectrogram with its masked cells black, in the colours of the whole one. Arguments as ``overlay``."""
     hidden = spread_patches(mask, np.shape(log_mel), patch, stride) > 0
@@ -466,7 +489,7 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> dict[str, Path]:
     """
     _settled(figure)
     files = {kind: Path(folder) / f"{stem}.{kind}" for kind in ("png", "pdf")}
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    undated: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
     for kind, path in files.items():
         with atomic(path) as partial, mpl.rc_context({"pdf.fonttype": 42}):  # fonts that journals accept
             figure.savefig(partial, format=kind, dpi=200, metadata=undated[kind])
