@@ -12,11 +12,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from samsg.runs import open_run
 from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, load_profile, nearest, profile_names
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """Ctrl-C ends each of them with one line."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nsamsg: interrupted. The same command goes on from the last epoch that is kept.", file=sys.stderr)
+            sys.exit(130)
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
 
 
 # Study -> its notebook.
