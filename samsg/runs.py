@@ -59,13 +59,18 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_full(folder: Path) -> bool:
-    """Whether the disk takes no more: torch, safetensors and numpy do not say why they could not write."""
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether an error is one of a full disk. Torch and numpy do not say why they could not write, but leave the disk
+    full; safetensors says it, and leaves room."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if os.strerror(errno.ENOSPC) in str(error):
+        return True
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**16))
-    except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except OSError as found:
+        return _is_full(folder, found)
     return False
 
 
@@ -88,7 +93,7 @@ def _writing(folder: Path) -> Iterator[None]:
                 f"{folder} was to be written, but {there} may not be written to. Make it writable, or set SAMSG_HOME "
                 "to a folder that is."
             ) from error
-        if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and _is_full(there)):
+        if _is_full(there, error):
             raise SamsgError(
                 f"The disk is full: {folder} could not be written to its end. What was whole before is kept. Make room "
                 "there and run the same again; it goes on from there."

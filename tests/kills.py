@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -68,7 +68,7 @@ def stage_folder(home: Path, stage: str) -> Path:
 def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, int] | None = None) -> None:
     """All stages, in a process of their own, whose exit code is 1 after an error of the library, 3 after another.
 
-    Says of each stage that it begins, and at the end how many changes to files it made.
+    Says of each stage when it is asked for, and when it is worked on, and at the end how many changes to files it made.
 
     Args:
         kill_at: a stage and a number: just before that change to a file in it, the process ends as by kill -9.
@@ -95,11 +95,16 @@ def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, in
     run = samsg.open_run(samsg.load_profile(profile), "tones")
     make = run.make
 
-    def made(name: str, *arguments: object, **options: object) -> Path:
+    def made(name: str, work: Callable[[Path], None], **options: bool) -> Path:
         nonlocal at
         at = name
         say.send(name)
-        return make(name, *arguments, **options)
+
+        def said(folder: Path) -> None:
+            say.send(f"work on {name}")
+            work(folder)
+
+        return make(name, said, **options)
 
     object.__setattr__(run, "make", made)
     try:
@@ -133,20 +138,16 @@ def start(profile: Path, home: Path, kill_at: tuple[str, int] | None = None) -> 
 def undisturbed(profile: Path, home: Path) -> tuple[dict[str, float], dict[str, int]]:
     """A run that nobody kills: how long each stage took (s), and how many changes to files it made."""
     process, heard = start(profile, home)
-    begun, changes = {}, {}
-    while len(begun) < len(STAGES) or not changes:
-        said = heard.recv()
-        if isinstance(said, dict):
-            changes = said
-        else:
-            begun[said] = time.perf_counter()
-    ends = [*list(begun.values())[1:], time.perf_counter()]
+    begun = {}
+    while not isinstance(said := heard.recv(), dict):
+        begun.setdefault(said, time.perf_counter())
+    ends = [*(begun[stage] for stage in STAGES[1:]), time.perf_counter()]
     process.join()
-    assert process.exitcode == 0
-    return {stage: end - begun[stage] for stage, end in zip(STAGES, ends, strict=True)}, changes
+    return {stage: end - begun[stage] for stage, end in zip(STAGES, ends, strict=True)}, said
 
 
 def finish(profile: Path, home: Path) -> None:
+    """Let a run end."""
     process, _ = start(profile, home)
     process.join()
     assert process.exitcode == 0, log(home)[-3000:]
@@ -199,7 +200,10 @@ def differences(found: dict[str, bytes], wanted: dict[str, bytes]) -> list[str]:
 
 
 def kill_after(process: BaseProcess, heard: Connection, stage: str, seconds: float, number: int) -> bool:
-    """Send a signal some seconds after a stage began; whether the process was still at work."""
+    """Send a signal some seconds after a stage began; whether the process was still at work.
+
+    Again, until it ends: Python drops a Ctrl-C that comes just when it removes an object.
+    """
     try:
         while heard.recv() != stage:
             pass
@@ -207,9 +211,9 @@ def kill_after(process: BaseProcess, heard: Connection, stage: str, seconds: flo
         return False
     process.join(seconds)
     alive = process.is_alive()
-    if alive:
+    while process.is_alive():
         os.kill(process.pid, number)
-    process.join()
+        process.join(1)
     return alive
 
 
@@ -251,23 +255,22 @@ def killed_run(
     return killed
 
 
-def each_change(profile: Path, home: Path, changes: dict[str, int], check: Callable[[str, int, Path], None]) -> int:
-    """Kill a run before every single change to a file that it makes, each time from where the stage begins, and let
-    that stage end: how many kills. ``check`` is given the stage, the number, and the home after it."""
-    kills = 0
-    for stage in STAGES:
-        process, _ = start(profile, home, (stage, 1))  # all before it is done
+def each_change(
+    profile: Path, home: Path, stage: str, numbers: Iterable[int], wanted: dict[str, bytes]
+) -> Iterator[tuple[int, list[str]]]:
+    """Kill a run before each of these changes to a file that it makes in a stage, every time from where the stage
+    begins, and let it end: the number, and the files that came out otherwise than ``wanted``."""
+    process, _ = start(profile, home, (stage, 1))  # all before it is done
+    process.join()
+    for number in numbers:
+        copy = home.with_name("copy")
+        shutil.copytree(home, copy)
+        process, _ = start(profile, copy, (stage, number))
         process.join()
-        for number in range(1, changes[stage] + 1):
-            copy = home.with_name("copy")
-            shutil.copytree(home, copy, symlinks=True)
-            process, _ = start(profile, copy, (stage, number))
-            process.join()
-            kills += process.exitcode == -signal.SIGKILL
-            finish(profile, copy)
-            check(stage, number, copy)
-            shutil.rmtree(copy)
-    return kills
+        assert process.exitcode == -signal.SIGKILL, log(copy)[-3000:]
+        finish(profile, copy)
+        yield number, differences(results(copy), wanted)
+        shutil.rmtree(copy)
 
 
 def main() -> None:
@@ -286,15 +289,15 @@ def main() -> None:
         print("seconds a stage:", {stage: round(seconds, 2) for stage, seconds in lasting.items()})
         print("changes to files a stage:", changes, flush=True)
         if asked.every:
-            wrong = []
-
-            def check(stage: str, number: int, home: Path) -> None:
-                if differing := differences(results(home), wanted):
-                    wrong.append((stage, number))
-                    print(f"killed before change {number} of {stage}: {differing}", flush=True)
-
-            kills = each_change(profile, folder / "every", changes, check)
-            print(f"{kills} kills, each before another change to a file; {len(wrong)} ended otherwise: {wrong}")
+            kills = wrong = 0
+            for stage in STAGES:
+                numbers = range(1, changes[stage] + 1)
+                for number, differing in each_change(profile, folder / "every", stage, numbers, wanted):
+                    kills, wrong = kills + 1, wrong + bool(differing)
+                    if differing:
+                        print(f"killed before change {number} of {stage}: {differing}", flush=True)
+                print(f"{stage}: {changes[stage]} kills", flush=True)
+            print(f"{kills} kills, each before another change to a file; {wrong} ended otherwise")
             sys.exit(bool(wrong))
         random, killed, number = np.random.default_rng(asked.seed), Counter(), 0
         while sum(killed.values()) < asked.times:
