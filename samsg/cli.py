@@ -118,7 +118,12 @@ def reproduce(
     # The notebooks' tools lie beside this interpreter, whether or not its environment is activated.
     started = time.time()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = subprocess.run(command, check=False, env={**os.environ, "PATH": path}).returncode
+    with subprocess.Popen(command, env={**os.environ, "PATH": path}) as snakemake:
+        try:
+            code = snakemake.wait()
+        except KeyboardInterrupt:  # the terminal gave it to all; the notebook that runs takes some seconds to end
+            snakemake.wait()
+            raise
     if code:
         raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(chosen, started)]))
     for each in [] if dry_run else listed(asked["protocol"]):

@@ -171,12 +171,12 @@ def _wait_for_all() -> None:
         distributed.barrier()
 
 
-def _as_the_first_says(done: bool) -> bool:
+def _as_the_first_says(answer: Any) -> Any:
     """The same answer in all processes of a distributed run."""
     distributed = sys.modules.get("torch.distributed")
     if not (distributed and distributed.is_initialized()):
-        return done
-    said = [done]
+        return answer
+    said = [answer]
     distributed.broadcast_object_list(said, src=0)
     return said[0]
 
@@ -322,15 +322,21 @@ class Run:
                 return folder
             started = time.perf_counter()
             if first:
-                with stage(folder, settings) as partial:
-                    _wait_for_all()
-                    work(partial)
-                    self._record(name, time.perf_counter() - started, partial)  # or a kill could leave it without
-            else:
+                try:
+                    with stage(folder, settings) as partial:
+                        if together:
+                            _wait_for_all()
+                        work(partial)
+                        self._record(name, time.perf_counter() - started, partial)  # or a kill could leave it without
+                except Exception as error:
+                    if not together:  # the others wait for nothing but this
+                        _as_the_first_says(str(error))
+                    raise
+            elif together:
                 _wait_for_all()
-                if together:
-                    work(partial_of(folder))
-            _wait_for_all()
+                work(partial_of(folder))
+            if failure := _as_the_first_says(""):
+                raise SamsgError(f"Stage '{name}' failed in the first process: {failure}")
         return folder
 
     def _record(self, name: str, seconds: float, made: Path) -> None:

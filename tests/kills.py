@@ -255,22 +255,28 @@ def killed_run(
     return killed
 
 
-def each_change(
-    profile: Path, home: Path, stage: str, numbers: Iterable[int], wanted: dict[str, bytes]
-) -> Iterator[tuple[int, list[str]]]:
+def each_change(profile: Path, home: Path, stage: str, numbers: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
     """Kill a run before each of these changes to a file that it makes in a stage, every time from where the stage
-    begins, and let it end: the number, and the files that came out otherwise than ``wanted``."""
-    process, _ = start(profile, home, (stage, 1))  # all before it is done
-    process.join()
-    for number in numbers:
-        copy = home.with_name("copy")
-        shutil.copytree(home, copy)
-        process, _ = start(profile, copy, (stage, number))
+    begins, and let the stage end: the number, and the files that came out otherwise than without the kill."""
+    copy, before = home.with_name("copy"), home.with_name("before")
+
+    def until(place: Path, moment: tuple[str, int] | None) -> None:
+        process, _ = start(profile, place, moment)
         process.join()
-        assert process.exitcode == -signal.SIGKILL, log(copy)[-3000:]
-        finish(profile, copy)
+        assert process.exitcode == (0 if moment is None else -signal.SIGKILL), log(place)[-3000:]
+
+    end = None if stage == STAGES[-1] else (STAGES[STAGES.index(stage) + 1], 1)
+    until(home, (stage, 1))
+    shutil.copytree(home, before)
+    until(home, end)
+    wanted = results(home)
+    for number in numbers:
+        shutil.copytree(before, copy)
+        until(copy, (stage, number))
+        until(copy, end)
         yield number, differences(results(copy), wanted)
         shutil.rmtree(copy)
+    shutil.rmtree(before)
 
 
 def main() -> None:
@@ -292,7 +298,7 @@ def main() -> None:
             kills = wrong = 0
             for stage in STAGES:
                 numbers = range(1, changes[stage] + 1)
-                for number, differing in each_change(profile, folder / "every", stage, numbers, wanted):
+                for number, differing in each_change(profile, folder / "every", stage, numbers):
                     kills, wrong = kills + 1, wrong + bool(differing)
                     if differing:
                         print(f"killed before change {number} of {stage}: {differing}", flush=True)

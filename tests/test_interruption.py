@@ -69,9 +69,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tones, undistur
 
 def test_a_kill_just_before_a_stage_is_whole_costs_none_of_it(tones, undisturbed, tmp_path):
     """From the last epoch's checkpoint on: best weights, history, predictions, the record, the stage's own name."""
-    _, changes, wanted = undisturbed
+    _, changes, _ = undisturbed
     last = range(changes["probe"] - 21, changes["probe"] + 1, 3)
-    assert [found for found in kills.each_change(tones, tmp_path / "home", "probe", last, wanted) if found[1]] == []
+    assert [found for found in kills.each_change(tones, tmp_path / "home", "probe", last) if found[1]] == []
     epochs = [line for line in log(tmp_path / "copy").split("\n") if "probe:" in line and "| 0/" in line]
     assert len(epochs) == len(last)  # each began at its first step once, and was not begun again
 
