@@ -21,12 +21,12 @@ from samsg.settings import PROTOCOLS, REPOSITORY, Profile, SamsgError, home, loa
 class Commands(TyperGroup):
     """Ctrl-C ends each of them with one line."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print("\nsamsg: interrupted. The same command goes on from the last epoch that is kept.", file=sys.stderr)
-            sys.exit(130)
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(

@@ -1,7 +1,8 @@
 """Runs that are killed, and what is left of them: for tests/test_interruption.py, and longer on its own.
 
     python -m tests.kills --times 200            # kill -9 at random moments, the same ones for the same --seed
-    python -m tests.kills --every                # kill -9 before each single change of a file, stage by stage
+    python -m tests.kills --every masks probe    # kill -9 before each single change of a file in these stages
+    python -m tests.kills --threads 1 1 2 2      # no kill: what differs between runs with so many threads
 
 A run is a process of its own, forked from one that has torch in memory already.
 """
@@ -65,7 +66,7 @@ def stage_folder(home: Path, stage: str) -> Path:
     return (corpus if stage in ("waveforms", "spectrograms") else corpus / "random/seed0") / stage
 
 
-def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, int] | None = None) -> None:
+def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, int] | None, threads: int) -> None:
     """All stages, in a process of their own, whose exit code is 1 after an error of the library, 3 after another.
 
     Says of each stage when it is asked for, and when it is worked on, and at the end how many changes to files it made.
@@ -80,7 +81,7 @@ def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, in
 
     from samsg.training import stages
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     changes: Counter[str] = Counter()
     at = ""
 
@@ -125,11 +126,13 @@ def whole_run(profile: Path, home: Path, say: Connection, kill_at: tuple[str, in
     say.send(dict(changes))
 
 
-def start(profile: Path, home: Path, kill_at: tuple[str, int] | None = None) -> tuple[BaseProcess, Connection]:
+def start(
+    profile: Path, home: Path, kill_at: tuple[str, int] | None = None, threads: int = 1
+) -> tuple[BaseProcess, Connection]:
     """A process that makes all stages of a run, and what it says."""
     home.mkdir(parents=True, exist_ok=True)
     heard, say = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=whole_run, args=(profile, home, say, kill_at))
+    process = FORK.Process(target=whole_run, args=(profile, home, say, kill_at, threads))
     process.start()
     say.close()
     return process, heard
@@ -146,9 +149,9 @@ def undisturbed(profile: Path, home: Path) -> tuple[dict[str, float], dict[str, 
     return {stage: end - begun[stage] for stage, end in zip(STAGES, ends, strict=True)}, said
 
 
-def finish(profile: Path, home: Path) -> None:
+def finish(profile: Path, home: Path, threads: int = 1) -> None:
     """Let a run end."""
-    process, _ = start(profile, home)
+    process, _ = start(profile, home, threads=threads)
     process.join()
     assert process.exitcode == 0, log(home)[-3000:]
 
@@ -284,19 +287,31 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=200, help="kills at random moments")
     parser.add_argument("--a-run", type=int, default=28, help="of them in each run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", action="store_true", help="instead: before each change to a file")
+    parser.add_argument("--every", choices=STAGES, nargs="+", help="instead: before each change to a file in a stage")
+    parser.add_argument("--threads", type=int, nargs="*", help="instead: whole runs with these numbers of threads")
     asked = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         profile = write_tones(folder / "tones")
+        if asked.threads:
+            first = folder / "0"
+            for number, threads in enumerate(asked.threads):
+                home = folder / str(number)
+                finish(profile, home, threads)
+                differing = differences(results(home), results(first))
+                print(f"{threads} threads, against {asked.threads[0]}: {differing or 'the same bytes'}", flush=True)
+                files = [stage_folder(place, "probe") / "predictions.csv" for place in (home, first)]
+                found, wanted = (pd.read_csv(file).filter(like="p_") for file in files)
+                furthest = (found - wanted).abs().max(axis=None)
+                print(f"  largest difference of a probability: {furthest:.1e}")
+            return
         lasting, changes = undisturbed(profile, folder / "undisturbed")
         wanted = results(folder / "undisturbed")
         print("seconds a stage:", {stage: round(seconds, 2) for stage, seconds in lasting.items()})
         print("changes to files a stage:", changes, flush=True)
         if asked.every:
             kills = wrong = 0
-            for stage in STAGES:
+            for stage in asked.every:
                 numbers = range(1, changes[stage] + 1)
                 for number, differing in each_change(profile, folder / "every", stage, numbers):
                     kills, wrong = kills + 1, wrong + bool(differing)
