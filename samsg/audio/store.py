@@ -138,7 +138,8 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings) -> None:
     """Read every file of a manifest once: samples.f32, clips.csv, left_out.csv and fingerprint.txt in ``folder``.
 
-    A folder that holds the journal of an interrupted call is gone on from, if its files have not changed since.
+    A folder that holds the journal of an interrupted call is gone on from, if its files have not changed since. The
+    journal stays until the stage is whole.
 
     Raises:
         SamsgError: no file at all can be trained on.
