@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from samsg.runs import find_run, open_run
-from samsg.settings import (
-    PROTOCOLS,
-    Profile,
-    SamsgError,
-    home,
-    in_repository,
-    load_profile,
-    nearest,
-    profile_names,
-)
+from samsg.settings import PROTOCOLS, Profile, SamsgError, home, in_repository, load_profile, nearest, profile_names
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """Ctrl-C ends each of them with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nsamsg: interrupted. The same command goes on from the last epoch that is kept.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 BEFORE, RUNS, USE = "What is there", "Run the paper", "Use and check what came of it"  # in the order of use
 
 # Study -> its notebook.
@@ -158,7 +162,12 @@ def reproduce(
     # The notebooks' tools lie beside this interpreter, whether or not its environment is activated.
     started = time.time()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = subprocess.run(command, check=False, env={**os.environ, "PATH": path}).returncode
+    with subprocess.Popen(command, env={**os.environ, "PATH": path}) as snakemake:
+        try:
+            code = snakemake.wait()
+        except KeyboardInterrupt:  # the terminal gave it to all; the notebook that runs takes some seconds to end
+            snakemake.wait()
+            raise
     if code:
         raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(chosen, started)]))
     for each in [] if dry_run else listed(asked["protocol"]):

@@ -2,11 +2,12 @@
 
 A stage works in a folder named <stage>.partial, which is renamed when it is complete: what is named <stage> is whole.
 Beside its results it keeps the settings it was made with. The same settings again: nothing to do. Others: an error
-that shows the difference.
+that shows the difference. What is renamed is on the disk before, so that this holds when the power fails, too.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -14,9 +15,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ NOTEBOOKS = {
     "samsg": "05_self_supervised",
     "probe": "06_linear_probe",
 }
+# What an interrupted stage is gone on from, and is removed when it is whole.
+CHECKPOINT, JOURNAL = "checkpoint.pt", "journal.jsonl"
 PACKAGES = ("torch", "torchaudio", "timm", "lightning-fabric", "numpy", "scikit-learn", "soundfile")
 
 
@@ -46,16 +50,75 @@ def progress_bar(steps: Iterable[Any] | None, text: str, total: int, unit: str, 
     return tqdm(steps, text, total, unit=unit, initial=done, disable=_rank() > 0, **shape)
 
 
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlast a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether an error is one of a full disk. Torch and numpy do not say why they could not write, but leave the disk
+    full; safetensors says it, and leaves room."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if os.strerror(errno.ENOSPC) in str(error):
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+    except OSError as found:
+        return _is_full(folder, found)
+    return False
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A disk that is full or read-only is told in a sentence, whichever library stumbles over it.
+
+    Raises:
+        SamsgError: the disk is full, or the folder may not be written to.
+    """
+    try:
+        yield
+    except SamsgError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        if number in (None, errno.EACCES, errno.EPERM, errno.EROFS) and not os.access(there, os.W_OK):
+            raise SamsgError(
+                f"{folder} was to be written, but {there} may not be written to. Make it writable, or set SAMSG_HOME "
+                "to a folder that is."
+            ) from error
+        if _is_full(there, error):
+            raise SamsgError(
+                f"The disk is full: {folder} could not be written to its end. What was whole before is kept. Make room "
+                "there and run the same again; it goes on from there."
+            ) from error
+        raise
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file under another name beside ``path`` and rename it when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under another name beside ``path`` and rename it when it is whole and on the disk.
+
+    Raises:
+        SamsgError: the disk is full, or the folder may not be written to.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with _writing(path.parent):  # inside: what was written of the file still takes its room when that is looked at
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _to_disk(partial)
+            partial.replace(path)
+            _to_disk(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as of a read-only disk, which was told of
+            partial.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -108,19 +171,22 @@ def _wait_for_all() -> None:
         distributed.barrier()
 
 
-def _as_the_first_says(done: bool) -> bool:
+def _as_the_first_says(answer: Any) -> Any:
     """The same answer in all processes of a distributed run."""
     distributed = sys.modules.get("torch.distributed")
     if not (distributed and distributed.is_initialized()):
-        return done
-    said = [done]
+        return answer
+    said = [answer]
     distributed.broadcast_object_list(said, src=0)
     return said[0]
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Work on a stage while no other process does; wait for one that is at it."""
+def alone(folder: Path) -> Iterator[None]:
+    """Work on a stage, or a file, while no other process does; wait for one that is at it.
+
+    The lock is the system's own: it ends with the process that holds it, however that ends.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -134,12 +200,20 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def rename_whole(partial: Path, folder: Path) -> None:
+    """Give a folder its name when everything in it is on the disk."""
+    for path in (*partial.rglob("*"), partial):
+        _to_disk(path)
+    partial.rename(folder)
+    _to_disk(folder.parent)
+
+
 @contextmanager
 def stage(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Work on a stage in <folder>.partial and make it <folder> at the end.
 
-    A partial folder of an earlier, interrupted attempt with the same settings is handed on as it is, so that work can
-    go on from its last checkpoint; one with other settings is emptied.
+    A partial folder of an earlier, interrupted attempt with the same settings is handed on, so that work can go on from
+    its last checkpoint, without the files that were being written when it ended; one with other settings is emptied.
     """
     partial = partial_of(folder)
     record = partial / "settings.json"
@@ -147,11 +221,22 @@ def stage(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     if partial.exists() and not (record.is_file() and json.loads(record.read_text(encoding="utf-8")) == content):
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
+    for half in partial.glob(".*.partial"):
+        half.unlink()
     write_json(record, content)
     yield partial
     if folder.exists():  # only ever one without settings, so not a whole stage
         shutil.rmtree(folder)
-    partial.rename(folder)
+    rename_whole(partial, folder)
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a whole stage needs no more; not before it is whole, or a kill in between would cost all of it."""
+    for name in (CHECKPOINT, JOURNAL):
+        if (folder / name).is_file():
+            with suppress(OSError):  # of somebody else's, say: it does no harm
+                (folder / name).unlink()
 
 
 @dataclass(frozen=True)
@@ -202,8 +287,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """What tells this corpus, as it was read, from any other: of its table and its samples; '' before."""
-        path = self.stage_folder("waveforms") / "fingerprint.txt"
-        return path.read_text(encoding="ascii").strip() if path.is_file() else ""
+        return _fingerprint_in(self.stage_folder("waveforms"))
 
     def require(self, name: str) -> Path:
         """The folder of a stage that must be there by now.
@@ -230,32 +314,48 @@ class Run:
         """
         folder, settings, first = self.stage_folder(name), self.settings(name), _rank() == 0
         done = first and finished(folder, settings)
-        with _alone(folder) if first and not done else nullcontext():
+        with _writing(folder), alone(folder) if first and not done else nullcontext():
             done = done or (first and finished(folder, settings))  # another process may have done it meanwhile
             if _as_the_first_says(done):
+                if first:
+                    _tidy(folder)
                 return folder
             started = time.perf_counter()
             if first:
-                with stage(folder, settings) as partial:
-                    _wait_for_all()
-                    work(partial)
-                self._record(name, time.perf_counter() - started)
-            else:
+                try:
+                    with stage(folder, settings) as partial:
+                        if together:
+                            _wait_for_all()
+                        work(partial)
+                        self._record(name, time.perf_counter() - started, partial)  # or a kill could leave it without
+                except Exception as error:
+                    if not together:  # the others wait for nothing but this
+                        _as_the_first_says(str(error))
+                    raise
+            elif together:
                 _wait_for_all()
-                if together:
-                    work(partial_of(folder))
-            _wait_for_all()
+                work(partial_of(folder))
+            if failure := _as_the_first_says(""):
+                raise SamsgError(f"Stage '{name}' failed in the first process: {failure}")
         return folder
 
-    def _record(self, name: str, seconds: float) -> None:
-        path = self.stage_folder(name).parent / "run.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        record.setdefault("stages", {})[name] = {"seconds": round(seconds, 2), **provenance()}
-        record.update(profile=self.profile.model_dump(mode="json"), corpus=self.corpus)
-        if path.parent != self.corpus_folder:
-            record.update(protocol=self.protocol, seed=self.seed)
-        record["corpus_fingerprint"] = self.fingerprint
-        write_json(path, record)
+    def _record(self, name: str, seconds: float, made: Path) -> None:
+        path, now = self.stage_folder(name).parent / "run.json", provenance()
+        with alone(path):  # other stages of the run may end at the same time
+            for half in path.parent.glob(f".{path.name}.*.partial"):
+                half.unlink()
+            record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            record.setdefault("stages", {})[name] = {"seconds": round(seconds, 2), **now}
+            record.update(profile=self.profile.model_dump(mode="json"), corpus=self.corpus)
+            if path.parent != self.corpus_folder:
+                record.update(protocol=self.protocol, seed=self.seed)
+            record["corpus_fingerprint"] = _fingerprint_in(made) or self.fingerprint
+            write_json(path, record)
+
+
+def _fingerprint_in(folder: Path) -> str:
+    path = folder / "fingerprint.txt"
+    return path.read_text(encoding="ascii").strip() if path.is_file() else ""
 
 
 def open_run(profile: str | Profile = "demo", corpus: str = "emodb", protocol: str = "random", seed: int = 0) -> Run:

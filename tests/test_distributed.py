@@ -50,6 +50,20 @@ def test_two_processes_on_one_batch_learn_as_one_does(tmp_path: Path, batch: int
         np.testing.assert_allclose(second.filter(like="p_"), first.filter(like="p_"), atol=2e-3)
 
 
+def test_what_fails_in_the_first_process_ends_the_others_with_its_words(tmp_path: Path) -> None:
+    """What one process does alone, such as reading the corpus: the others would wait for it for two hours."""
+    profile = write_corpus(tmp_path)
+    (tmp_path / "high3.wav").unlink()
+    environment = {**os.environ, "SAMSG_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [SAMSG, "train", "--profile", str(profile), "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 1
+    words = f"{tmp_path}/tones.csv lists 1 files that are not below {tmp_path}, such as high3.wav"
+    assert f"samsg: {words}" in done.stderr
+    assert f"samsg: Stage 'waveforms' failed in the first process: {words}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_jobs_go_through_a_cluster_queue(tmp_path: Path) -> None:
     """A queue whose submit command notes the job and runs it: the way that SLURM's goes, but for SLURM."""
     profile, cluster = write_corpus(tmp_path), tmp_path / "queue"

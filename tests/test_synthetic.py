@@ -176,7 +176,7 @@ def test_what_the_names_do_not_allow(tmp_path, name, settings, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_of_a_half_made_corpus(tmp_path, monkeypatch):
+def test_a_half_made_corpus_is_not_taken_for_a_whole_one_and_begun_again(tmp_path, monkeypatch):
     from samsg.corpora import synthetic
 
     written = []
@@ -189,7 +189,12 @@ def test_nothing_is_left_of_a_half_made_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic.soundfile, "write", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         write_corpus("emodb", tmp_path / "emodb", SETTINGS["emodb"])
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "emodb").exists()
+    (tmp_path / "emodb.partial/of another program").touch()
+    monkeypatch.undo()
+    write_corpus("emodb", tmp_path / "emodb", SETTINGS["emodb"])
+    assert {path.name for path in tmp_path.iterdir()} == {"emodb", ".emodb.lock"}
+    assert not list((tmp_path / "emodb").glob("of*"))
 
 
 def test_missing_parselmouth_is_explained(tmp_path, monkeypatch):

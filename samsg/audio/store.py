@@ -28,10 +28,9 @@ from torchaudio.functional import resample
 from samsg.audio.spectrogram import LogMel
 from samsg.audio.views import make_view
 from samsg.corpora.verify import Heard, listen
-from samsg.runs import progress_bar
+from samsg.runs import JOURNAL, progress_bar
 from samsg.settings import AudioSettings, SamsgError, ViewSettings
 
-JOURNAL = "journal.jsonl"  # of what is done, while it is not all
 BATCH = 64  # clips that are read, or computed, before they are kept
 ROOM = 2**23  # samples of a batch for which there is memory, 2.7 s of each at 48 kHz; more is found when needed
 
@@ -153,7 +152,8 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings) -> None:
     """Read every file of a manifest once: samples.f32, clips.csv, left_out.csv and fingerprint.txt in ``folder``.
 
-    A folder that holds the journal of an interrupted call is gone on from, if its files have not changed since.
+    A folder that holds the journal of an interrupted call is gone on from, if its files have not changed since. The
+    journal stays until the stage is whole.
 
     Raises:
         SamsgError: no file at all can be trained on.
@@ -205,31 +205,33 @@ def write_store(manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSe
     # Of every column, the samples' checksums among them, but not of when a file was written.
     seen = hashlib.sha256(clips.drop(columns="modified").to_csv(index=False).encode())
     (folder / "fingerprint.txt").write_text(f"{seen.hexdigest()}\n", encoding="ascii")
-    (folder / JOURNAL).unlink()
 
 
 def _gone_on_from(folder: Path, batches: list[list[str]], root: Path) -> list[dict[str, Any]]:
     """The notes of an interrupted call on the same files; samples.f32 and the journal are cut behind the last of them.
 
-    A note that was cut off, and everything behind it, does not count.
+    A note that was cut off, or whose samples are not there as it says, and everything behind it, does not count.
     """
     done: list[dict[str, Any]] = []
     journal, samples = folder / JOURNAL, folder / "samples.f32"
-    lines = journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else []
-    for batch, line in zip(batches, lines, strict=False):
-        clips = json.loads(line)
-        if [(clip["path"], clip["bytes"], clip["modified"]) for clip in clips] != [
-            (p, *_stamp(root / p)) for p in batch
-        ]:
-            break
-        done += clips
-    size = 4 * sum(clip["samples"] for clip in done)
+    journal.touch()
     samples.touch()
-    if samples.stat().st_size < size:
-        done, size = [], 0
-    os.truncate(samples, size)
-    kept = lines[: -(-len(done) // BATCH)]
-    journal.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    noted = 0  # bytes of the journal
+    with samples.open("rb") as stored:
+        for batch, line in zip(batches, journal.read_bytes().split(b"\n")[:-1], strict=False):
+            try:
+                clips = json.loads(line)
+            except ValueError:  # after a power failure
+                break
+            stamps = [(clip["path"], clip["bytes"], clip["modified"]) for clip in clips]
+            if stamps != [(path, *_stamp(root / path)) for path in batch]:
+                break
+            if any(zlib.crc32(stored.read(4 * clip["samples"])) != clip["crc32"] for clip in clips):
+                break
+            done += clips
+            noted += len(line) + 1
+    os.truncate(journal, noted)
+    os.truncate(samples, 4 * sum(clip["samples"] for clip in done))
     return done
 
 
@@ -237,33 +239,45 @@ def write_spectrograms(store: WaveformStore, folder: Path, audio: AudioSettings,
     """Compute the log-mel spectrogram of every view of every clip and write views.npy: (V, N, 128, 1001), float16.
 
     Half precision keeps values of [0, 1] to 0.0003, a tenth of what 8-bit grey pictures do, and 0 exactly. A folder
-    that an interrupted call left is gone on from.
+    that an interrupted call left is gone on from, behind the last clip that is there as the journal says: its checksum.
     """
-    shape, path, journal = (
-        (len(views.names), len(store), audio.n_mels, audio.n_frames),
-        folder / "views.npy",
-        folder / JOURNAL,
-    )
-    done = journal.stat().st_size if journal.is_file() and path.is_file() else 0  # a byte a clip
-    spectrograms = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+    shape, path = (len(views.names), len(store), audio.n_mels, audio.n_frames), folder / "views.npy"
+    done = _whole(path, folder / JOURNAL, shape)
+    # Filled through a file: a full disk is an error then; through a memory map it ends the process.
+    start_of = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape).offset
     log_mel = LogMel(audio)
 
     def compute(index: int) -> np.ndarray:
         clip = store.clips["clip"].iat[index]
         waveforms = torch.stack([make_view(store[index], clip, view, audio, views) for view in views.names])
-        return log_mel(waveforms)[:, 0].numpy()  # (V, 128, 1001)
+        return log_mel(waveforms)[:, 0].numpy().astype(np.float16, order="C")  # (V, 128, 1001)
 
     with (
-        journal.open("ab" if done else "wb") as notes,
+        path.open("r+b") as spectrograms,
+        (folder / JOURNAL).open("r+b" if done else "wb") as notes,
         progress_bar(None, "spectrograms", len(store), "clip", done) as bar,
         workers() as pool,
     ):
+        notes.seek(4 * done)
         for start in range(done, len(store), BATCH):
             some = range(start, min(start + BATCH, len(store)))
             for index, pictures in zip(some, pool.map(compute, some), strict=True):
-                spectrograms[:, index] = pictures
-                notes.write(b".")
+                for view, picture in enumerate(pictures):
+                    spectrograms.seek(start_of + (view * len(store) + index) * picture.nbytes)
+                    spectrograms.write(picture.data)
+                spectrograms.flush()  # before the note that says it is there
+                notes.write(zlib.crc32(pictures.data).to_bytes(4, "little"))
                 notes.flush()
                 bar.update()
-    spectrograms.flush()
-    journal.unlink()
+
+
+def _whole(path: Path, journal: Path, shape: tuple[int, ...]) -> int:
+    """How many clips' spectrograms an interrupted call left."""
+    try:
+        spectrograms, notes = np.load(path, mmap_mode="r"), np.fromfile(journal, "<u4")
+    except (OSError, ValueError):  # nothing yet, or a header that was cut off
+        return 0
+    if spectrograms.shape != shape:
+        return 0
+    right = [zlib.crc32(spectrograms[:, index].copy().data) == note for index, note in enumerate(notes[: shape[1]])]
+    return [*right, False].index(False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ import soundfile
 from scipy import fft, ndimage, signal
 
 from samsg.corpora.catalogue import GRAMMARS, PARTS_FILE, SPOKEN
-from samsg.runs import progress_bar
+from samsg.runs import alone, partial_of, progress_bar, rename_whole
 from samsg.settings import SamsgError, SyntheticSettings, nearest
 
 RECIPE = 1  # another number: other sounds from the same settings
@@ -203,10 +203,11 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     made_with = json.dumps({"corpus": name, "recipe": RECIPE, **chosen}, sort_keys=True)
     if _is_written(folder, made_with):
         return
-    parselmouth = _parselmouth()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        partial = Path(scratch) / folder.name
+    parselmouth, partial = _parselmouth(), partial_of(folder)
+    with alone(folder):
+        if _is_written(folder, made_with):  # another process was faster
+            return
+        shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
         clips = list(_clips(name, settings) if settings.shortcut is None else _shortcut_clips(settings))
         for clip in progress_bar(clips, f"speaking {name}", len(clips), "clip"):
             path = partial / clip.path
@@ -222,11 +223,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
             f"{made_with}\n",
             encoding="utf-8",
         )
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was faster
-            if not _is_written(folder, made_with):
-                raise
+        rename_whole(partial, folder)
 
 
 def _is_written(folder: Path, made_with: str) -> bool:

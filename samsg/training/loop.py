@@ -23,10 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from samsg.method.masking import mask_spectrogram, reconstruction_error
-from samsg.runs import atomic, progress_bar
+from samsg.runs import CHECKPOINT, atomic, progress_bar
 from samsg.settings import SamsgError, TrainingSettings
 
-CHECKPOINT = "checkpoint.pt"  # of an unfinished stage
 LOOK = 50  # steps between looks at the losses where a look waits for the device
 FEW_TOKENS = 400  # up to which attention in separate steps trains faster on CPUs: benchmarks/training.py, growth
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
@@ -292,6 +291,8 @@ def fit(
         bare.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]
+        if fabric.is_global_zero and best_epoch(history, losses.classification > 0) == len(history):
+            _save(bare, best_file)  # it was killed between the two, perhaps
     n_train = len(examples.parts["train"]) * (len(examples.spectrograms) if training.views == "all" else 1)
     steps = -(-n_train // training.batch)
     look = 1 if fabric.device.type == "cpu" and fabric.world_size == 1 else LOOK
@@ -338,13 +339,12 @@ def fit(
         row |= {"seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
         if fabric.is_global_zero:
-            if best_epoch(history, losses.classification > 0) == epoch + 1:
-                with atomic(best_file) as partial:
-                    save_file(bare.state_dict(), partial)
             state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
             state["precision"] = fabric._precision.precision
             with atomic(checkpoint) as partial:
                 torch.save(state, partial)
+            if best_epoch(history, losses.classification > 0) == epoch + 1:
+                _save(bare, best_file)
         bar.set_postfix_str(f"train {entropy:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
         if after_epoch is not None:
             after_epoch(row)
@@ -373,6 +373,11 @@ def _why(examples: Examples, clips: np.ndarray, views: np.ndarray | int) -> str:
     if bad.any():
         return f"the spectrograms of {examples.said(clips[bad])} hold values that are none: make these anew."
     return f"its clips: {examples.said(clips)}. Their spectrograms are in order, so lower training.lr."
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    with atomic(path) as partial:
+        save_file(model.state_dict(), partial)
 
 
 def best_epoch(history: list[dict[str, Any]] | pd.DataFrame, of_emotion: bool = True) -> int:

@@ -24,7 +24,7 @@ from samsg.method.masking import choose_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import NOTEBOOKS, Run, atomic, finished, progress_bar, write_json
 from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings, home
-from samsg.training.loop import CHECKPOINT, Examples, Losses, evaluate, fit, make_fabric, quicker_attention
+from samsg.training.loop import Examples, Losses, evaluate, fit, make_fabric, quicker_attention
 
 # Distinguishes the stages' random numbers from each other under one seed.
 STAGE_KEYS = {"baseline": 1, "samsg": 2, "probe": 3}
@@ -306,7 +306,6 @@ def _train(
             predictions.to_csv(partial, index=False)
         record = {"device": str(fabric.device), "precision": fabric._precision.precision}
         write_json(folder / "arithmetic.json", {**record, "processes": fabric.world_size})
-        (folder / CHECKPOINT).unlink()
 
 
 def predict(run: Run, fabric: Fabric, model: nn.Module, examples: Examples, losses: Losses, batch: int) -> pd.DataFrame:
