@@ -15,6 +15,7 @@ test: .venv/installed  ## unit tests, parity tests, and the notebooks through nb
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -103,13 +103,15 @@ class Losses:
 
     def __call__(self, model: nn.Module, batch: Batch, masked: bool) -> Terms:
         """Logits (B, C), and the sums that the two losses are made of."""
-        core = getattr(model, "module", model)
+        core: Any = getattr(model, "module", model)
         core = getattr(core, "module", core)  # one wrapper is Fabric's, one distributes
-        shape = {"patch": core.patch, "stride": core.stride}
+        shape: dict[str, Any] = {"patch": core.patch, "stride": core.stride}
         shown, zero = batch.spectrograms, torch.zeros((), device=batch.labels.device)
         if masked:
+            assert batch.masks is not None
             shown = mask_spectrogram(shown, batch.masks, **shape, fill=self.fill)
         if masked and self.reconstruction:
+            assert batch.masks is not None
             logits, patches = model(shown, reconstruct=True)
             error, count = reconstruction_error(patches, batch.spectrograms, batch.masks, **shape)
         else:
@@ -167,7 +169,7 @@ _processes = {"devices": 1, "nodes": 1}
 
 
 @lru_cache
-def _fabric(device: str, precision: str, devices: int, nodes: int) -> Fabric:
+def _fabric(device: str, precision: Any, devices: int, nodes: int) -> Fabric:
     if precision == "auto":
         found = Fabric(accelerator=device, devices=1, precision="32-true").device
         precision = "bf16-mixed" if bf16_pays(found) else "32-true"
@@ -182,9 +184,9 @@ def _fabric(device: str, precision: str, devices: int, nodes: int) -> Fabric:
 @contextmanager
 def quicker_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On CPUs, attention over few tokens trains faster in separate steps than fused: the fused backward is slow."""
-    layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
     before = [layer.fused_attn for layer in layers]
-    few = device.type == "cpu" and model.vit.pos_embed.shape[1] <= FEW_TOKENS
+    few = device.type == "cpu" and model.get_parameter("vit.pos_embed").shape[1] <= FEW_TOKENS
     for layer, fused in zip(layers, before, strict=True):
         layer.fused_attn = fused and not few
     try:
@@ -232,7 +234,8 @@ def evaluate(
 
 def _total(fabric: Fabric, sums: Tensor) -> Tensor:
     """Summed over processes."""
-    return fabric.all_reduce(sums.clone(), reduce_op="sum") if fabric.world_size > 1 else sums
+    total: Any = fabric.all_reduce(sums.clone(), reduce_op="sum") if fabric.world_size > 1 else sums
+    return total
 
 
 def _of_all_processes(fabric: Fabric, mine: Tensor, n: int) -> Tensor:
@@ -240,8 +243,8 @@ def _of_all_processes(fabric: Fabric, mine: Tensor, n: int) -> Tensor:
     if fabric.world_size == 1:
         return mine
     rows = -(-n // fabric.world_size)
-    padded = F.pad(mine, (0, 0, 0, rows - len(mine)))
-    return fabric.all_gather(padded).transpose(0, 1).reshape(-1, mine.shape[1])[:n]
+    gathered: Any = fabric.all_gather(F.pad(mine, (0, 0, 0, rows - len(mine))))
+    return gathered.transpose(0, 1).reshape(-1, mine.shape[1])[:n]
 
 
 def fit(
@@ -306,7 +309,7 @@ def fit(
                 group["lr"] = learning_rate(epoch * steps + step, epoch, training)
             mine = np.arange(len(clips))[fabric.global_rank :: fabric.world_size]
             counts = float(len(mine) > 0)  # in a last, short batch a process may have no clip of its own
-            mine = mine if counts else [0]
+            mine = mine if counts else np.zeros(1, int)
             terms = losses(model, examples.batch(clips[mine], views[mine], fabric.device), losses.masked)
             masked = _total(fabric, counts * terms.masked).clamp(min=1)
             loss = losses.classification * terms.entropy / len(clips) + losses.reconstruction * terms.error / masked
@@ -319,9 +322,8 @@ def fit(
             optimizer.zero_grad()
             sums += counts * terms.sums()
             bar.update()
-        entropy, error, masked = _total(fabric, sums).tolist()
-        entropy, error = entropy / n_train, error / max(1.0, masked)
-        row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": entropy}
+        entropy, squares, masked = _total(fabric, sums).tolist()
+        row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": entropy / n_train}
         scores = {}
         for part in ("validation", "test"):  # the test part is for Figure 4 alone: nothing is chosen by it
             rows, scores[part] = evaluate(fabric, model, examples, part, losses, training.evaluation_batch)
@@ -334,7 +336,7 @@ def fit(
             row |= {f"{part}_loss": scores[part]["loss"], f"{part}_accuracy": scores[part]["accuracy"]}
         if losses.masked and losses.reconstruction:
             row |= {f"{part}_reconstruction": scores[part]["reconstruction"] for part in scores}
-            row |= {"train_reconstruction": error}
+            row |= {"train_reconstruction": squares / max(1.0, masked)}
         row |= {"lr": learning_rate(epoch * steps + steps - 1, epoch, training)}
         row |= {"seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
@@ -345,7 +347,7 @@ def fit(
                 torch.save(state, partial)
             if best_epoch(history, losses.classification > 0) == epoch + 1:
                 _save(bare, best_file)
-        bar.set_postfix_str(f"train {entropy:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
+        bar.set_postfix_str(f"train {entropy / n_train:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
         if after_epoch is not None:
             after_epoch(row)
     bar.close()

@@ -177,7 +177,7 @@ def compute_rollout(run: Run) -> Path:
         examples, model = read_examples(run), load_model(run, "baseline")
         rollout, training = run.profile.rollout, run.profile.training
         fabric = make_fabric(training)
-        model = fabric.to_device(model)
+        fabric.to_device(model)
         shape = (*examples.spectrograms.shape[:2], *model.grid)
         heat = np.full(shape, np.nan, dtype=np.float32)
         held_out = np.concatenate([examples.parts["validation"], examples.parts["test"]])
