@@ -347,7 +347,9 @@ def fit(
                 torch.save(state, partial)
             if best_epoch(history, losses.classification > 0) == epoch + 1:
                 _save(bare, best_file)
-        bar.set_postfix_str(f"train {entropy / n_train:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False)
+        bar.set_postfix_str(
+            f"train {row['train_loss']:.3f}, validation {scores['validation']['loss']:.3f}", refresh=False
+        )
         if after_epoch is not None:
             after_epoch(row)
     bar.close()
