@@ -149,7 +149,7 @@ def reproduce(
             raise SamsgError(
                 "A study is one notebook, run here: --dry-run and --cluster are not for it (docs/cluster.md)."
             )
-        _run_study(study, chosen, profile, {key: listed(value) for key, value in asked.items()})
+        _run_study(study, chosen, profile, {key: listed(value) for key, value in asked.items()}, listed(protocol or []))
         return
     figures = home() / "paper_figures" / chosen.name
     if not dry_run and _up_to_date(command):
@@ -175,7 +175,7 @@ def reproduce(
         print(f"\n{(folder / 'table1.md').read_text(encoding='utf-8')}\nTables and figures: {folder}")
 
 
-def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[str]]) -> None:
+def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[str]], protocols: list[str]) -> None:
     """Run a study's notebook by papermill, for each corpus and protocol that was asked for."""
     if study not in STUDY_NOTEBOOKS:
         raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDY_NOTEBOOKS)}")
@@ -190,7 +190,8 @@ def _run_study(study: str, chosen: Profile, profile: str, asked: dict[str, list[
             for protocol in asked["protocol"]
         ]
     elif study == "generalisation":
-        runs = [{"profile": profile, "corpus": corpus, "most_folds": 0} for corpus in asked["corpora"]]
+        which = {"protocols": protocols} if protocols else {}  # all three, unless some are named
+        runs = [{"profile": profile, "corpus": corpus, "most_folds": 0, **which} for corpus in asked["corpora"]]
     else:
         runs = [{"profile": profile, "seeds": seeds}]
     for parameters in runs:

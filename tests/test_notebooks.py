@@ -90,5 +90,5 @@ def test_the_notebooks_run_in_order_and_print_what_is_committed(tmp_path: Path) 
             for study in ("controls", "generalisation", "shortcuts")
             for kind in ("csv", "md", "tex", "png", "pdf")
         ),
-        *(f"{study}_predictions.csv" for study in ("controls", "shortcuts")),
+        *(f"{study}_predictions.csv" for study in ("controls", "generalisation", "shortcuts")),
     }
