@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from sounds import noise, wav
 
 import samsg
+from samsg.audio.store import read_sound
 from samsg.corpora import acquire
 from samsg.corpora.verify import STATUSES, listen
 from samsg.runs import partial_of
@@ -226,6 +227,13 @@ def test_any_bytes_are_heard_or_left_out(tmp_path: Path, in_order: list[bytes], 
     assert heard.status in STATUSES
     if heard.samples is not None:
         assert np.isfinite(heard.samples).all() and len(heard.samples) == heard.frames
+
+
+def test_a_small_file_that_announces_hours_is_not_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(announced=2 * 16_000 * 601))
+    os.truncate(tmp_path / "a.wav", 44 + 2 * 16_000 * 601)  # sparse
+    with pytest.raises(SamsgError, match="very long, 601 s, more than 600 s"):
+        read_sound(tmp_path / "a.wav")
 
 
 # Archives
