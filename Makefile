@@ -29,7 +29,7 @@ bench: .venv/installed  ## speed and memory beside what people would use instead
 
 notebooks: .venv/installed  ## run the notebooks where they are, so that their outputs are up to date
 	$(BIN)/jupyter nbconvert --to notebook --execute --coalesce-streams --inplace \
-	  --ExecutePreprocessor.store_widget_state=False notebooks/0*.ipynb notebooks/explore.ipynb
+	  --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
 .venv/installed: requirements.lock pyproject.toml
 	@echo 'Installing the pinned environment into .venv: a few minutes, about 6 GB.'

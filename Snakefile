@@ -26,6 +26,7 @@ THREADS = int(config["threads"]) if "threads" in config else workflow.cores
 # Part of every rule, by a function that keeps its braces: what was made under other settings is not up to date, and the
 # library says what differs.
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
+OF_CORPUS = {corpus: SETTINGS + profile.corpora[corpus].model_dump_json() for corpus in CORPORA}
 
 STAGES = ["02_baseline", "03_attention_rollout", "04_masking", "05_self_supervised", "06_linear_probe"]
 TABLES_AND_FIGURES = [
@@ -62,7 +63,7 @@ rule data_preparation:
     input:
         notebook=ROOT / "notebooks/01_data_preparation.ipynb",
     params:
-        settings=lambda wildcards: SETTINGS,
+        settings=lambda wildcards: OF_CORPUS[wildcards.corpus],
     output:
         done=touch(RUNS / "{corpus}/notebooks/01_data_preparation.done"),
     log:
@@ -90,7 +91,7 @@ for before, stage in zip(["", *STAGES], STAGES):
         output:
             done=touch(RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.done"),
         params:
-            settings=lambda wildcards: SETTINGS,
+            settings=lambda wildcards: OF_CORPUS[wildcards.corpus],
         log:
             notebook=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.ipynb",
             text=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.log",
@@ -121,7 +122,7 @@ for protocol in PROTOCOLS:
             text=RUNS / f"notebooks/07_tables_and_figures_{protocol}.log",
         params:
             protocol=protocol,
-            settings=lambda wildcards: SETTINGS,
+            settings=lambda wildcards: "".join(OF_CORPUS.values()),
             lists=f"corpora: {CORPORA}\nseeds: {SEEDS}",
         shell:
             papermill("-r protocol {params.protocol:q} -y {params.lists:q}")

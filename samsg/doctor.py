@@ -37,20 +37,20 @@ def examine(profile: Profile) -> Iterator[str]:
     name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else f"{torch.get_num_threads()} threads"
     yield f"Device: {fabric.device} ({name}), precision {fabric._precision.precision}"
     if profile.model.size == "base" and fabric.device.type == "cpu":
-        yield "! DeiT-base on a CPU takes days; a GPU is advisable, or profile 'demo' or 'scratch'."
+        yield "! DeiT-base on a CPU takes days; a GPU is advisable, or a profile with model.size tiny, as 'demo' has."
     needed, free = _room(profile), shutil.disk_usage(_there(home())).free
     mark = "!" if free < needed else " "
     yield f"{mark} Home: {home()}, {free / 1e9:.0f} GB free; profile '{profile.name}' keeps some {needed / 1e9:.1f} GB."
     for corpus in profile.corpora:
         yield _corpus(profile, corpus)
     yield _weights(profile)
-    try:
-        done = finished_runs(profile, profile.protocols[0])
-        yield "  Finished: " + ", ".join(
-            f"{corpus} (seeds {', '.join(map(str, seeds))})" for corpus, seeds in done.items()
-        )
-    except SamsgError:
-        yield f"  Nothing of profile '{profile.name}' is finished yet: samsg reproduce --profile {profile.name}"
+    for protocol in profile.protocols:
+        try:
+            done = finished_runs(profile, protocol)
+            runs = ", ".join(f"{corpus} (seeds {', '.join(map(str, seeds))})" for corpus, seeds in done.items())
+            yield f"  Finished, protocol {protocol}: {runs}"
+        except SamsgError as error:
+            yield f"  {error}"
 
 
 def _there(folder: Path) -> Path:
@@ -58,51 +58,48 @@ def _there(folder: Path) -> Path:
     return folder if folder.exists() else _there(folder.parent)
 
 
-def _manifest_size(profile: Profile, corpus: str) -> int:
-    settings = profile.corpus(corpus)
-    reader = settings.reader or corpus
-    reader = str(home() / reader) if reader.lower().endswith(".csv") else reader
-    return len(read_corpus(reader, profile.root(corpus)))
-
-
 def _room(profile: Profile) -> int:
-    """Bytes that a profile's runs keep: spectrograms of all views in half precision, and the stages' models."""
+    """Bytes that a profile's runs keep at most: waveforms, spectrograms, rollouts, masks, and the stages' models."""
     audio, clips = profile.audio, 0
     for corpus in profile.corpora:
         try:
-            clips += _manifest_size(profile, corpus)
+            clips += len(read_corpus(profile.reader(corpus), profile.root(corpus)))
         except SamsgError:
-            clips += CLIPS.get(profile.corpus(corpus).reader or corpus, 0)
-    spectrograms = 2 * clips * len(profile.views.names) * audio.n_mels * audio.n_frames
+            clips += CLIPS.get(profile.reader(corpus), 0)
     with torch.device("meta"):
         model = SpectrogramDeiT(10, profile.model.size, profile.model.depth, audio.n_mels, audio.n_frames)
-    model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    kept = 3 * model_bytes * len(profile.corpora) * len(profile.protocols) * len(profile.seeds)
-    return spectrograms + kept + 3 * model_bytes  # and a checkpoint, with Adam's two moments
+    of_view = 2 * audio.n_mels * audio.n_frames  # half precision
+    of_run = 5 * clips * len(profile.views.names) * model.grid[0] * model.grid[1]  # rollout and mask of each patch
+    of_run += 3 * len(profile.corpora) * 4 * sum(parameter.numel() for parameter in model.parameters())
+    checkpoints = (
+        6 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    )  # Adam's moments; two while one is written
+    shared = clips * (4 * audio.n_samples + of_view * len(profile.views.names))
+    return shared + of_run * len(profile.protocols) * len(profile.seeds) + checkpoints
 
 
 def _corpus(profile: Profile, corpus: str) -> str:
     """Whether a corpus is there."""
-    settings, root = profile.corpus(corpus), profile.root(corpus)
+    settings, root, reader = profile.corpus(corpus), profile.root(corpus), profile.reader(corpus)
     if settings.synthetic is not None:
         return f"  Corpus {corpus}: embedded, spoken into {root} when it is first needed"
     try:
-        clips = _manifest_size(profile, corpus)
-        return f"  Corpus {corpus}: {clips} clips in {root}; samsg data check {corpus} listens to them"
+        clips = len(read_corpus(reader, root))
     except SamsgError as error:
-        return f"! Corpus {corpus}: {error} Or: samsg data fetch {corpus}"
+        return f"! Corpus {corpus}: {error}{f' Or: samsg data fetch {reader}' if reader in CLIPS else ''}"
+    return f"  Corpus {corpus}: {clips} clips; to listen to them: samsg data check {reader} --folder {root}"
 
 
 def _weights(profile: Profile) -> str:
     """Whether the weights that the profile starts from are there."""
-    model = profile.model
-    if model.weights == "random":
+    weights, size = profile.weights, profile.model.size
+    if weights == "random":
         return "  Weights: random, nothing is needed"
-    if model.weights != "imagenet":
-        mark = " " if Path(model.weights).is_file() else "!"
-        return f"{mark} Weights: the file {model.weights}{'' if mark == ' ' else ', which is not there'}"
-    described = timm.get_pretrained_cfg(pretrained_name(model.size))
-    place = str(described.hf_hub_id) if described else pretrained_name(model.size)
+    if weights != "imagenet":
+        there = Path(weights).is_file()
+        return f"{' ' if there else '!'} Weights: the file {weights}{'' if there else ', which is not there'}"
+    described = timm.get_pretrained_cfg(pretrained_name(size))
+    place = str(described.hf_hub_id) if described else pretrained_name(size)
     if try_to_load_from_cache(place, SAFETENSORS_SINGLE_FILE):
         return f"  Weights: ImageNet's ({place}), on this machine"
     return (

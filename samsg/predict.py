@@ -6,8 +6,6 @@ nothing is ever unpickled) and README.md, a model card written from the run's re
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,20 +21,32 @@ from torch import Tensor
 
 from samsg.audio.spectrogram import LogMel
 from samsg.audio.store import read_sound
-from samsg.corpora.catalogue import LITTER, SOUNDS, emotions_of
+from samsg.corpora.catalogue import SOUNDS, emotions_of, is_litter
 from samsg.method.deit import SpectrogramDeiT
 from samsg.method.rollout import attention_rollout
 from samsg.report.figures import MEDIUM, overlay, panels
 from samsg.report.metrics import summarise
 from samsg.report.tables import read_one
-from samsg.runs import Run, atomic, find_run, finished_runs, provenance
-from samsg.settings import AudioSettings, ModelSettings, RolloutSettings, SamsgError, Settings, explain, load_profile
+from samsg.runs import Run, atomic, find_run, finished_runs, recorded
+from samsg.settings import (
+    AudioSettings,
+    ModelSettings,
+    RolloutSettings,
+    SamsgError,
+    Settings,
+    explain,
+    home,
+    load_profile,
+    profile_names,
+)
 from samsg.training.stages import load_model, normalisation, read_clips
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AT_ONCE = 16  # windows
 SHOWN = 12  # windows in one picture
-LONGEST = 4 * 3600.0  # s of a recording, 2.8 GB at 48 kHz
+LONGEST = 4 * 3600.0  # s of a recording; at 48 kHz that takes some 6 GB while it is read
+# Sounds of kinds that libsndfile does not read: not passed over in silence.
+UNREAD = {".m4a", ".aac", ".wma", ".amr", ".mp4", ".webm"}
 Interval = tuple[float, float, float]  # value, low, high
 
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
@@ -50,11 +60,11 @@ class Record(Settings):
     profile: str
     protocol: str
     seed: int
-    stage: str
     train: int  # clips
     test: int
     accuracy: Interval  # of the test part, 0 to 1
     macro_f1: Interval
+    commonest: float  # share of the test part that always naming the commonest emotion gets right
     code: str
     torch: str
     finished: str
@@ -118,34 +128,34 @@ class SamsgClassifier(
         self.log_mel = LogMel(config.audio)
 
     @classmethod
-    def from_run(cls, run: Run, stage: Literal["baseline", "samsg", "probe"] = "probe") -> SamsgClassifier:
-        """The model that a stage of a finished run left.
+    def from_run(cls, run: Run) -> SamsgClassifier:
+        """The model that stage iii of a finished run left.
 
         Raises:
-            SamsgError: the stage has not been run.
+            SamsgError: the stage has not been run, or there is no record of it.
         """
-        model, clips, profile = load_model(run, stage), read_clips(run), run.profile
-        test = read_one(run.require(stage) / "predictions.csv").query("part == 'test'")
-        reached = summarise(test, emotions_of(clips))
-        stages = json.loads((run.stage_folder(stage).parent / "run.json").read_text(encoding="utf-8"))["stages"]
-        made = stages.get(stage, provenance())
+        model, clips, profile = load_model(run, "probe"), read_clips(run), run.profile
+        emotions = tuple(emotions_of(clips))
+        test = read_one(run.require("probe") / "predictions.csv").query("part == 'test'")
+        cluster = "speaker" if run.protocol != "random" and (clips["speaker"] != "").all() else None
+        reached = summarise(test.merge(clips[["clip", "speaker"]], on="clip"), emotions, cluster)
+        made = recorded(run, "probe")
         record = Record(
             corpus=profile.title(run.corpus),
             note=profile.note(run.corpus, run.protocol),
             profile=profile.name,
             protocol=run.protocol,
             seed=run.seed,
-            stage=stage,
             train=int((clips["part"] == "train").sum()),
             test=reached.n,
             accuracy=(reached.accuracy.value, reached.accuracy.low, reached.accuracy.high),
             macro_f1=(reached.macro_f1.value, reached.macro_f1.low, reached.macro_f1.high),
+            commonest=max(reached.support.values()) / reached.n,
             code=made["code"],
             torch=made["versions"]["torch"],
             finished=made["finished"],
         )
         settings = profile.model.model_copy(update={"weights": "random"})  # these come with the folder
-        emotions = tuple(emotions_of(clips))
         config = Config(emotions=emotions, audio=profile.audio, model=settings, rollout=profile.rollout, record=record)
         return cls(model, config)
 
@@ -198,6 +208,7 @@ class SamsgClassifier(
         return cls(model, described)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        (save_directory / "README.md").unlink(missing_ok=True)  # another model's card would be kept
         with atomic(save_directory / WEIGHTS) as partial:
             save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, partial)
         with atomic(save_directory / CONFIG) as partial:
@@ -214,7 +225,7 @@ class SamsgClassifier(
         known = f" ({record.note})" if record.note else ""
         return (
             f"Trained on {record.corpus}{known}: right in {_percent(record.accuracy)} % of {record.test} test clips, "
-            f"where guessing is in {100 / len(self.config.emotions):.0f} %."
+            f"where always the commonest emotion is in {100 * record.commonest:.1f} %."
         )
 
     def windows(self, waveform: Tensor) -> tuple[np.ndarray, Tensor]:
@@ -228,104 +239,120 @@ class SamsgClassifier(
         padded = torch.nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
         return starts / rate, torch.stack([padded[start : start + length] for start in starts])
 
-    @torch.no_grad()
     def predict(self, sound: str | Path | np.ndarray | Tensor) -> pd.DataFrame:
         """The emotion of every window of a recording.
 
         Args:
-            sound: a sound file of any rate, 4 hours long at most; or samples at the model's own rate, mono, (S,).
+            sound: a sound file of any rate, 4 hours long at most; or samples in [-1, 1] at the model's own rate, mono,
+                (S,).
 
         Returns:
             One row a window: start and end (s), emotion, its probability, and a column p_<emotion> a class. Where
             there is digital silence there is no emotion: '' and nan.
 
         Raises:
-            SamsgError: the file cannot be read as sound, or the samples are none.
+            SamsgError: the file cannot be read as sound, the samples are none, or the model answers with no numbers.
         """
         waveform = self._waveform(sound)
-        starts, windows = self.windows(waveform)
-        logits = torch.cat([self.model(self.log_mel(some)) for some in windows.split(AT_ONCE)])  # (W, C)
-        probabilities = logits.softmax(1).numpy()
-        probabilities[(windows == windows[:, :1]).all(1).numpy()] = np.nan
-        audio, emotions = self.config.audio, np.array([*self.config.emotions])
+        return self._judged(waveform, *self.windows(waveform))
+
+    @torch.no_grad()
+    def _judged(self, waveform: Tensor, starts: np.ndarray, windows: Tensor) -> pd.DataFrame:
+        logits = torch.cat([self.model(self.log_mel(batch)) for batch in windows.split(AT_ONCE)])  # (W, C)
+        silent = (windows == windows[:, :1]).all(1)
+        if not logits[~silent].isfinite().all():
+            raise SamsgError("The model answers with values that are no numbers: its weights are damaged.")
+        probabilities = logits.softmax(1).masked_fill(silent[:, None], torch.nan).numpy()
+        audio = self.config.audio
         end = np.minimum(starts + audio.seconds, len(waveform) / audio.sample_rate)
-        table = pd.DataFrame({"start": starts, "end": end})
-        return table.join(_named(pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions])))
+        table = pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in self.config.emotions])
+        return pd.DataFrame({"start": starts, "end": end}).join(_with_likeliest(table))
 
     def _waveform(self, sound: str | Path | np.ndarray | Tensor) -> Tensor:
         if isinstance(sound, str | Path):
             return read_sound(sound, self.config.audio.sample_rate, LONGEST)
-        waveform = torch.as_tensor(sound, dtype=torch.float32)
-        if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
+        waveform = torch.as_tensor(sound)
+        if waveform.ndim != 1 or not len(waveform) or not waveform.is_floating_point() or not waveform.isfinite().all():
             raise SamsgError(
-                f"Samples to predict from are finite and have the shape (S,); found {tuple(waveform.shape)}. Average "
-                "the channels of a stereo recording first, or give the path of the file."
+                "Samples to predict from are finite floating-point numbers in [-1, 1] of the shape (S,); found "
+                f"{tuple(waveform.shape)}, {waveform.dtype}. Give the path of a file, which is read rightly, or "
+                "average channels and divide integers by their largest value first."
             )
-        return waveform
+        return waveform.float()
 
     def look(self, sound: str | Path | np.ndarray | Tensor, title: str = "") -> Figure:
         """A picture of where the model looked: every window's spectrogram, the more attended the more colour; 12 at
         most. Arguments and errors as ``predict``."""
-        starts, windows = self.windows(self._waveform(sound))
-        table, audio, model = self.predict(sound).head(SHOWN), self.config.audio, self.config.model
-        spectrograms = self.log_mel(windows[:SHOWN])
+        waveform = self._waveform(sound)
+        starts, windows = self.windows(waveform)
+        table = self._judged(waveform, starts[:SHOWN], windows[:SHOWN])
+        audio, model, spectrograms = self.config.audio, self.config.model, self.log_mel(windows[:SHOWN])
         heat = attention_rollout(self.model, spectrograms, **self.config.rollout.model_dump())  # (W, 12, 99)
         columns = min(3, len(table))
         rows = -(-len(table) // columns)
         figure, axes = panels(rows, columns, (max(4.0, 2.4 * columns), 2.2 * rows + 0.3))
-        said = f"first {SHOWN} of {len(starts)} windows; " if len(starts) > SHOWN else ""
-        figure.suptitle(f"{title}{' ' if title else ''}({said}the brighter, the more attended)", fontsize=MEDIUM)
-        for ax, window, picture, its in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=False):
-            said = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
+        shown = f"first {SHOWN} of {len(starts)} windows; " if len(starts) > SHOWN else ""
+        heading = f"{title}{' ' if title else ''}({shown}the brighter, the more attended)"
+        figure.suptitle(heading, fontsize=MEDIUM, parse_math=False)
+        for ax, window, picture, rollout in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=False):
+            words = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
             overlay(
                 ax,
                 picture[0].numpy(),
-                its.numpy(),
+                rollout.numpy(),
                 audio.hop,
                 audio.sample_rate,
                 model.patch,
                 model.stride,
-                title=f"from {window.start:.1f} s: {said}",
+                title=f"from {window.start:.1f} s: {words}",
             )
         for ax in axes.flat[len(table) :]:
             ax.remove()
         return figure
 
 
-def _named(probabilities: pd.DataFrame) -> pd.DataFrame:
-    """Probabilities (W, C), with the likeliest emotion and its own probability before them."""
+def _with_likeliest(probabilities: pd.DataFrame) -> pd.DataFrame:
+    """Columns p_<emotion>, and before them the likeliest emotion and its probability: '' and nan in rows of nan."""
     likeliest = probabilities.fillna(-1).idxmax(axis=1).str.removeprefix("p_")
-    heard = probabilities.notna().all(axis=1)
-    said = {"emotion": likeliest.where(heard, ""), "probability": probabilities.max(axis=1)}
-    return pd.DataFrame(said).join(probabilities)
+    audible = probabilities.notna().all(axis=1)
+    before = {"emotion": likeliest.where(audible, ""), "probability": probabilities.max(axis=1)}
+    return pd.DataFrame(before).join(probabilities)
 
 
 def whole(windows: pd.DataFrame) -> pd.Series:
     """A recording as a whole: from its start to its end, the mean probabilities of its windows that are not silent."""
     mean = windows.filter(like="p_").mean().to_frame().T
     ends = pd.Series({"start": windows["start"].min(), "end": windows["end"].max()})
-    return pd.concat([ends, _named(mean).iloc[0]])
+    return pd.concat([ends, _with_likeliest(mean).iloc[0]])
 
 
-def sound_files(paths: list[Path]) -> Iterator[Path]:
+def sound_files(paths: list[Path]) -> tuple[dict[str, Path], list[Path]]:
     """The files that are named, and all sound files in folders that are.
 
+    Returns:
+        name -> file, the name being the path below the folder that was named, or the file's own; and the files in
+        folders that are sounds of a kind that cannot be read.
+
     Raises:
-        SamsgError: a path leads nowhere, or a folder holds no sounds.
+        SamsgError: a path leads nowhere, a folder holds no sounds, or two sounds have one name.
     """
+    sounds: dict[str, Path] = {}
+    unread: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise SamsgError(
-                    f"{path} was to be listened to and is not there; give sound files, or folders of them."
-                )
-            yield path
-            continue
-        found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUNDS and each.is_file())
-        found = [each for each in found if not any(part.startswith(LITTER) for part in each.relative_to(path).parts)]
+        if not path.exists():
+            raise SamsgError(f"{path} was to be listened to and is not there; give sound files, or folders of them.")
+        below = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        base = path if path.is_dir() else path.parent
+        below = [each for each in below if not is_litter(each.relative_to(base))]
+        unread += [each for each in below if each != path and each.suffix.lower() in UNREAD]
+        found = [each for each in below if each == path or each.suffix.lower() in SOUNDS]
         if not found:
             raise SamsgError(f"The folder {path} holds no sound files ({', '.join(sorted(SOUNDS)[:4])}, ...).")
-        yield from found
+        for each in found:
+            name = each.relative_to(base).as_posix()
+            if sounds.setdefault(name, each) != each:
+                raise SamsgError(f"{sounds[name]} and {each} have one name; give the folder that holds both.")
+    return sounds, unread
 
 
 def open_classifier(model: str = "") -> SamsgClassifier:
@@ -336,7 +363,7 @@ def open_classifier(model: str = "") -> SamsgClassifier:
             the Hugging Face Hub, 'owner/name'; or nothing: the first finished run of the demo.
 
     Raises:
-        SamsgError: there is none.
+        SamsgError: there is none. What is called like a run of this repository is not asked for on the hub.
     """
     if not model:
         try:
@@ -347,5 +374,15 @@ def open_classifier(model: str = "") -> SamsgClassifier:
                 f"There is no model yet: {error} Run 'samsg reproduce' first, or name a model by --model."
             ) from error
         return SamsgClassifier.from_run(Run(demo, corpus, "random", seeds[0]))
-    run = None if (Path(model) / CONFIG).is_file() else find_run(model)
-    return SamsgClassifier.from_pretrained(model) if run is None else SamsgClassifier.from_run(run)
+    if (Path(model) / CONFIG).is_file():
+        return SamsgClassifier.from_pretrained(model)
+    if (run := find_run(model)) is not None:
+        return SamsgClassifier.from_run(run)
+    profile = Path(model).parts[0]
+    if profile in profile_names() or (home() / "runs" / profile).is_dir() or Path(model).exists():
+        known = sorted(str(path.parent.relative_to(home() / "runs")) for path in home().glob("runs/*/*/*/*/probe"))
+        raise SamsgError(
+            f"There is no finished run '{model}', and no model in a folder of that name; finished: "
+            f"{', '.join(known) or 'none'}. 'samsg reproduce --profile {profile}' runs a profile."
+        )
+    return SamsgClassifier.from_pretrained(model)

@@ -1,8 +1,8 @@
 """A finished run held against itself: its predictions computed anew from sounds and models (Section IV-C).
 
-Everything between a sound file and a number of Table 1 is gone through again but the training: the sounds are decoded,
-their clean views and spectrograms computed, the stages' models loaded, and what they predict compared with
-predictions.csv.
+Between a sound file and a number of Table 1 everything is gone through again but the training and the masks: the sounds
+are decoded, their clean views and spectrograms computed, the stages' models loaded, and what they predict compared with
+predictions.csv: clip by clip, its part and emotion as well.
 """
 
 from __future__ import annotations
@@ -46,9 +46,13 @@ class Recomputed:
     @property
     def same(self) -> bool:
         """Whether every prediction is as recorded and every sound as it was."""
-        return not self.changed and bool(
-            (self.stages["largest"] <= ROUNDING).all() and not self.stages["differing"].any()
-        )
+        return self.only_rounding and bool((self.stages["largest"] <= ROUNDING).all())
+
+    @property
+    def only_rounding(self) -> bool:
+        """Whether clips, parts, emotions, sounds and decisions are as recorded, and digits at most are not."""
+        its = self.stages
+        return not self.changed and not its["rows"].any() and not its["differing"].any()
 
     def text(self) -> str:
         """For people: one line a stage, and the verdict."""
@@ -61,12 +65,14 @@ class Recomputed:
                 f"{row['largest']:.1g} at most; "
                 "accuracy {:.4f} (recorded {:.4f}), macro F1 {:.4f} (recorded {:.4f})".format(*scores)
             )
+            if row["rows"]:
+                lines.append(f"  {stage:9} {row['rows']:.0f} recorded rows are not those of the run's held-out clips")
         if self.changed:
             lines.append(f"  {len(self.changed)} sounds changed since they were read, such as {self.changed[0]}")
-        said = "the same as recorded" if self.same else "NOT the same as recorded"
-        if not self.same and not self.changed and not self.stages["differing"].any():
-            said += ", by less than decides an emotion: another machine, precision or version adds in another order"
-        return "\n".join([*lines, f"Verdict: {said}."])
+        verdict = "the same as recorded" if self.same else "NOT the same as recorded"
+        if self.only_rounding and not self.same:
+            verdict += ", by less than decides an emotion: another processor, version, or number of processes"
+        return "\n".join([*lines, f"Verdict: {verdict}."])
 
 
 def recompute(run: Run) -> Recomputed:
@@ -94,20 +100,28 @@ def recompute(run: Run) -> Recomputed:
         fabric.to_device(model)
         with quicker_attention(model, fabric.device):
             anew = predict(run, fabric, model, examples, losses, run.profile.training.evaluation_batch)
-        recorded = read_one(folder / "predictions.csv").set_index("clip")
-        rows[stage] = _compared(anew.set_index("clip").reindex(recorded.index), recorded)
-    return Recomputed(run, pd.DataFrame(rows).T, changed)
+        rows[stage] = _compared(anew, read_one(folder / "predictions.csv"))
+    return Recomputed(run, pd.DataFrame.from_dict(rows, orient="index"), changed)
 
 
 def _compared(anew: pd.DataFrame, recorded: pd.DataFrame) -> dict[str, float]:
-    columns = [column for column in recorded if column.startswith("p_")]
-    row: dict[str, float] = {"clips": len(recorded)}
-    row["differing"] = int((anew["predicted"] != recorded["predicted"]).sum())
-    row["largest"] = float((anew[columns].astype(float).round(6) - recorded[columns]).abs().max(axis=None))
-    emotions, test = [column.removeprefix("p_") for column in columns], recorded["part"] == "test"
+    """One row of ``Recomputed.stages``; rows: recorded ones that are not those of a held-out clip, or lacking."""
+    keys = ["clip", "part", "emotion"]
+    both = anew.merge(recorded, on=keys, suffixes=("", "_recorded"), validate="many_to_many")
+    columns = [column for column in anew if column.startswith("p_")]
+    missing = [column for column in columns if column not in recorded]
+    if missing:
+        raise SamsgError(f"predictions.csv lacks {', '.join(missing)}; run the stage anew.")
+    differences = both[columns].astype(float).round(6).to_numpy() - both[[f"{c}_recorded" for c in columns]].to_numpy()
+    row: dict[str, float] = {"clips": len(anew)}
+    row["rows"] = int(anew[keys].value_counts().sub(recorded[keys].value_counts(), fill_value=0).abs().sum())
+    row["differing"] = int((both["predicted"] != both["predicted_recorded"]).sum())
+    row["largest"] = float(np.abs(differences).max(initial=0))
+    emotions = [column.removeprefix("p_") for column in columns]
     for name, table in (("", anew), ("recorded_", recorded)):
-        truth, said = recorded.loc[test, "emotion"], table.loc[test, "predicted"]
-        row |= {f"{name}accuracy": accuracy(truth, said), f"{name}macro_f1": macro_f1(truth, said, emotions)}
+        test = table[table["part"] == "test"]
+        row[f"{name}accuracy"] = accuracy(test["emotion"], test["predicted"])
+        row[f"{name}macro_f1"] = macro_f1(test["emotion"], test["predicted"], emotions)
     return row
 
 

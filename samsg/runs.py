@@ -330,7 +330,7 @@ class Run:
                         self._record(name, time.perf_counter() - started, partial)  # or a kill could leave it without
                 except Exception as error:
                     if not together:  # the others wait for nothing but this
-                        _as_the_first_says(str(error))
+                        _as_the_first_says(f"{type(error).__name__}: {error}")
                     raise
             elif together:
                 _wait_for_all()
@@ -382,7 +382,7 @@ def find_run(name: str | Path) -> Run | None:
     Raises:
         SamsgError: what is recorded of it cannot be understood.
     """
-    runs, given = home() / "runs", Path(name).expanduser()
+    runs, given = (home() / "runs").resolve(), Path(name).expanduser()
     folder = given.resolve() if given.is_dir() else (runs / given).resolve()
     if not folder.is_relative_to(runs):
         return None
@@ -395,6 +395,22 @@ def find_run(name: str | Path) -> Run | None:
     variant_of = _profile_of(original) if base and original.is_file() else None
     made = _profile_of(record).model_copy(update={"variant_of": variant_of})
     return open_run(made, corpus, protocol, int(seed.removeprefix("seed")))
+
+
+def recorded(run: Run, stage: str) -> dict[str, Any]:
+    """What produced a stage, from the run's record: code, versions, machine, time.
+
+    Raises:
+        SamsgError: there is no record of it.
+    """
+    path = run.stage_folder(stage).parent / "run.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["stages"][stage]
+    except (OSError, ValueError, KeyError) as error:
+        raise SamsgError(
+            f"{path} does not say what made stage '{stage}'; remove the stage and run it again."
+        ) from error
+    return record
 
 
 def _profile_of(record: Path) -> Profile:
@@ -468,6 +484,8 @@ def versions() -> str:
 
 def code_revision() -> str:
     """The commit that is checked out, with '+changes' where files differ from it; 'unknown' outside a checkout."""
+    if not (REPOSITORY / ".git").exists():  # git would look further up, and find somebody else's
+        return "unknown"
     try:
         described = subprocess.run(
             ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=12", "--dirty=+changes"],

@@ -72,12 +72,12 @@ class Settings(BaseModel):
 class AudioSettings(Settings):
     """The log-mel front end (Section IV-B, Eq. 1-2)."""
 
-    sample_rate: int = Field(16_000, gt=0)  # Hz
+    sample_rate: int = Field(16_000, gt=0, le=768_000)  # Hz
     seconds: float = Field(4.0, gt=0)  # longer clips are cut, shorter ones padded with zeros
-    n_fft: int = Field(1024, gt=0)
+    n_fft: int = Field(1024, gt=0, le=2**16)
     hop: int = Field(64, gt=0)  # samples
     window: int = Field(512, gt=0)  # samples, Hamming
-    n_mels: int = Field(128, ge=16)
+    n_mels: int = Field(128, ge=16, le=1024)
     floor: float = Field(1e-10, gt=0)  # power below which the logarithm is taken of this instead
     scaling: Literal["minmax", "standardize"] = "minmax"
 
@@ -126,7 +126,7 @@ class ModelSettings(Settings):
     """The distilled DeiT (Section III-C)."""
 
     size: Literal["tiny", "small", "base"] = "base"
-    depth: int | None = Field(None, ge=1)  # blocks; None: as the size has them, 12
+    depth: int | None = Field(None, ge=1, le=100)  # blocks; None: as the size has them, 12
     patch: int = Field(16, gt=0)
     stride: int = Field(10, gt=0)
     weights: str = "imagenet"  # 'imagenet', 'random', or a file of DeiT's own weights
@@ -275,6 +275,17 @@ class Profile(Settings):
         said = [corpus.note or ("synthetic speech" if corpus.synthetic else "")]
         said += [f"split by {protocol}"] if protocol != "random" else []
         return ", ".join(filter(None, said))
+
+    def reader(self, name: str) -> str:
+        """How a corpus is read, as ``read_corpus`` takes it: a grammar's name, 'folders', or the path of a CSV."""
+        reader = self.corpus(name).reader or name
+        return str(home() / reader) if reader.lower().endswith(".csv") else reader
+
+    @property
+    def weights(self) -> str:
+        """What the model starts from: 'imagenet', 'random', or a file's path, below the home folder unless absolute."""
+        named = self.model.weights
+        return named if named in ("imagenet", "random") else str(home() / Path(named).expanduser())
 
     def root(self, name: str) -> Path:
         """The folder of a corpus' sound files; that of its list, for a CSV, unless set."""

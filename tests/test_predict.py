@@ -103,9 +103,11 @@ def test_rate_and_channels_of_a_file_do_not_matter(classifier: SamsgClassifier, 
     assert one["emotion"].tolist() == other["emotion"].tolist()
 
 
-@pytest.mark.parametrize("samples", [np.zeros((2, 100)), np.zeros(0), np.array([0.0, np.nan])])
+@pytest.mark.parametrize(
+    "samples", [np.zeros((2, 100)), np.zeros(0), np.array([0.0, np.nan]), np.zeros(8_000, np.int16)]
+)
 def test_samples_that_are_none_are_refused(classifier: SamsgClassifier, samples: np.ndarray) -> None:
-    with pytest.raises(SamsgError, match=r"finite and have the shape \(S,\)"):
+    with pytest.raises(SamsgError, match=r"finite floating-point numbers in \[-1, 1\] of the shape \(S,\)"):
         classifier.predict(samples)
 
 
@@ -139,6 +141,8 @@ BREAKS = {
     "an unknown setting": lambda folder: change(folder, colour="red"),
     "another size": lambda folder: change(folder, model={"size": "base", "weights": "random"}),
     "a spectrogram as large as memory": lambda folder: change(folder, audio={"seconds": 1e7, "hop": 1}),
+    "a million blocks": lambda folder: change(folder, model={"size": "tiny", "depth": 1_000_000, "weights": "random"}),
+    "a filterbank as large as memory": lambda folder: change(folder, audio={"seconds": 0.5, "n_fft": 10**10}),
     "garbage": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
     "half of it": lambda folder: (folder / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()[:5_000]
@@ -191,20 +195,42 @@ def test_a_model_is_found_by_run_folder_and_default(run: samsg.Run, folder: Path
     assert named.config == open_classifier(str(folder)).config
     with pytest.raises(SamsgError, match="Run 'samsg reproduce' first, or name a model"):
         open_classifier("")
-    with pytest.raises(SamsgError, match="No model could be read from 'tones/nothing'"):
-        open_classifier("tones/nothing")
+    with pytest.raises(SamsgError, match="No model could be read from 'nobody/nothing'"):
+        open_classifier("nobody/nothing")
+
+
+def test_what_is_called_like_a_run_is_not_asked_for_on_the_hub(run: samsg.Run) -> None:
+    for name in ("demo/emodb", "tones/nothing", "tones"):
+        with pytest.raises(SamsgError, match=r"no finished run .* finished: tones/tones/random/seed0"):
+            open_classifier(name)
 
 
 def test_folders_are_searched_for_sounds_alone(tmp_path: Path) -> None:
     written(tmp_path / "a/one.wav")
-    written(tmp_path / "a/b/two.FLAC", format="FLAC")
-    (tmp_path / "a/._one.wav").write_bytes(b"")
-    (tmp_path / "a/text.txt").write_text("")
-    assert [path.name for path in sound_files([tmp_path / "a"])] == ["two.FLAC", "one.wav"]
+    written(tmp_path / "a/b/one.FLAC", format="FLAC")
+    written(tmp_path / "c/one.wav")
+    for name in ("._one.wav", "text.txt", "phone.m4a"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    sounds, unread = sound_files([tmp_path / "a", tmp_path / "a/one.wav"])
+    assert sounds == {"b/one.FLAC": tmp_path / "a/b/one.FLAC", "one.wav": tmp_path / "a/one.wav"}
+    assert unread == [tmp_path / "a/phone.m4a"]
     (tmp_path / "empty").mkdir()
-    for path, said in (("empty", "holds no sound files"), ("nowhere", "is not there")):
+    for paths, said in ((["empty"], "holds no sound files"), (["nowhere"], "not there"), (["a", "c"], "one name")):
         with pytest.raises(SamsgError, match=said):
-            list(sound_files([tmp_path / path]))
+            sound_files([tmp_path / path for path in paths])
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_silence(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "emotion_head.bias": weights["emotion_head.bias"] * torch.nan}, folder / "model.safetensors")
+    with pytest.raises(SamsgError, match="its weights are damaged"):
+        SamsgClassifier.from_pretrained(folder).predict(recording(0.5))
+
+
+def test_a_folder_that_held_another_model_gets_this_ones_card(classifier: SamsgClassifier, folder: Path) -> None:
+    (folder / "README.md").write_text("another model, right in 99 %")
+    classifier.save_pretrained(folder)
+    assert "another model" not in (folder / "README.md").read_text()
 
 
 def test_the_picture_has_a_panel_for_each_window_and_says_how_many_there_are(classifier: SamsgClassifier) -> None:
@@ -230,9 +256,9 @@ def test_the_command_predicts_files_and_folders(
     model = ["--model", "tones/tones"]
     code, text, _ = samsg_command(capsys, "predict", str(tmp_path / "sounds"), *model, "--plot", str(tmp_path / "look"))
     assert code == 0
-    assert "right in" in text and "where guessing is in 33 %" in text
+    assert "right in" in text and "always the commonest emotion is in" in text
     assert text.count("long.wav") >= 1 and "0.7 to 1.2 s" in text.replace("  ", " ")
-    assert {path.name for path in (tmp_path / "look").iterdir()} == {"long.png", "short.png"}
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {"long.wav.png", "short.wav.png"}
     code, text, error = samsg_command(capsys, "predict", str(sound), *model, "--csv")
     table = pd.read_csv(io.StringIO(text))
     assert list(table.columns[:5]) == ["file", "start", "end", "emotion", "probability"]

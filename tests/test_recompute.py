@@ -56,6 +56,35 @@ def test_a_prediction_that_was_altered_is_found(copy: samsg.Run) -> None:
     assert "NOT the same" in report.text()
 
 
+@pytest.mark.parametrize("how", ["a row less", "a row twice", "another truth", "another part"])
+def test_rows_that_are_not_those_of_the_run_are_found(copy: samsg.Run, how: str) -> None:
+    path = copy.require("probe") / "predictions.csv"
+    table = pd.read_csv(path, dtype={"clip": str})
+    wrong = table.index[(table["part"] == "test") & (table["predicted"] != table["emotion"])][0]
+    if how == "a row less":
+        table = table.drop(index=wrong)
+    elif how == "a row twice":
+        table = pd.concat([table, table.loc[[wrong]]])
+    elif how == "another truth":
+        table.loc[wrong, "emotion"] = table.loc[wrong, "predicted"]
+    else:
+        table.loc[wrong, "part"] = "validation"
+    table.to_csv(path, index=False)
+    report = recompute(copy)
+    assert not report.same and not report.only_rounding
+    assert report.stages["rows"].gt(0).to_dict() == {"baseline": False, "samsg": False, "probe": True}
+
+
+def test_digits_alone_are_told_from_decisions(copy: samsg.Run) -> None:
+    path = copy.require("probe") / "predictions.csv"
+    table = pd.read_csv(path, dtype={"clip": str})
+    table["p_high"] += 1e-4
+    table.to_csv(path, index=False)
+    report = recompute(copy)
+    assert report.only_rounding and not report.same
+    assert "by less than decides an emotion" in report.text()
+
+
 def test_weights_that_were_altered_are_found(copy: samsg.Run) -> None:
     path = copy.require("baseline") / "model.safetensors"
     weights = load_file(path)
@@ -121,6 +150,6 @@ def test_the_doctor_finds_a_corpus_a_weights_file_and_a_finished_run(
     lines = list(examine(samsg.load_profile(finished / "tones.yaml")))
     assert not [line for line in lines if line.startswith("!")]
     assert any("Corpus tones: 42 clips" in line for line in lines)
-    assert "  Finished: tones (seeds 0)" in lines
+    assert "  Finished, protocol random: tones (seeds 0)" in lines
     profile = samsg.load_profile("paper", model={"weights": str(finished / "tones.csv")})
     assert f"  Weights: the file {finished / 'tones.csv'}" in list(examine(profile))

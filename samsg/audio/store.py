@@ -125,7 +125,11 @@ class WaveformStore:
 
 def _sounds_like(path: Path, waveform: np.ndarray, sample_rate: int) -> bool:
     heard = listen(path, digest=False, keep=True)
-    return not heard.left_out and np.array_equal(_resampled(heard, sample_rate), waveform)
+    if heard.left_out or heard.samples is None:
+        return False
+    # Another kind of processor resamples in another order: far less than the last bit of a recording, 3e-5.
+    slack, again = (0.0 if heard.sample_rate == sample_rate else 1e-6), _resampled(heard, sample_rate)
+    return again.shape == waveform.shape and bool(np.allclose(again, waveform, rtol=slack, atol=slack))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -16,10 +16,10 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from samsg.corpora.catalogue import GRAMMARS, LITTER, POINTER, parse_path
+from samsg.corpora.catalogue import GRAMMARS, POINTER, is_litter, parse_path
 from samsg.runs import progress_bar
 from samsg.settings import SamsgError, nearest
 
@@ -140,7 +140,7 @@ def _import(corpus: str, folder: Path, source: Path) -> Path:
                 _copy(member, made / _place(corpus, clips[member.name]), source)
             found = len(_clips(corpus, made))
             names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-            names = [name for name in names if not _is_litter(name)]
+            names = [name for name in names if not is_litter(PurePath(name))]
             if not names:
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -167,7 +167,7 @@ def _plan(corpus: str, source: Path) -> dict[str, str]:
     clips, others, total = {}, [], 0
     stem = source.name.split(".")[0]  # SAVEE's speaker may be the folder's own name
     for count, member in enumerate(_members(source), start=1):
-        said = None if _is_litter(member.name) else parse_path(f"{stem}/{member.name}", corpus)
+        said = None if is_litter(PurePath(member.name)) else parse_path(f"{stem}/{member.name}", corpus)
         total += member.size if said or not source.is_dir() else 0
         if count > MEMBERS or total > allowed or (said and member.size > LARGEST):
             raise SamsgError(
@@ -256,7 +256,7 @@ def _clips(corpus: str, root: Path) -> dict[str, Path]:
     found = {}
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        said = None if _is_litter(name) else parse_path(f"{root.name}/{name}", corpus)
+        said = None if is_litter(PurePath(name)) else parse_path(f"{root.name}/{name}", corpus)
         if said and path.is_file():
             found[said["clip"]] = path
     return found
@@ -264,7 +264,3 @@ def _clips(corpus: str, root: Path) -> dict[str, Path]:
 
 def _same(one: dict[str, Path], other: dict[str, Path]) -> bool:
     return one.keys() == other.keys() and all(filecmp.cmp(one[clip], other[clip], shallow=False) for clip in one)
-
-
-def _is_litter(name: str) -> bool:
-    return any(part.startswith(LITTER) for part in name.split("/"))

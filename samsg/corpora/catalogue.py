@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 import soundfile
@@ -144,7 +144,7 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
             f"{grammar.title} was looked for in {root}, which is no folder. Put its files there, named like "
             f"{grammar.example}; data/README.md says how to get them."
         )
-    sounds = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav" and not _is_litter(p.relative_to(root)))
+    sounds = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav" and not is_litter(p.relative_to(root)))
     rows = []
     for path in sounds:
         relative = path.relative_to(root).as_posix()
@@ -165,7 +165,8 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     return manifest
 
 
-def _is_litter(path: Path) -> bool:
+def is_litter(path: PurePath) -> bool:
+    """Whether a file is what unpacking leaves beside the sounds; its path is relative to the corpus' folder."""
     return any(part.startswith(LITTER) for part in path.parts)
 
 
@@ -182,7 +183,7 @@ def _read_folders(root: Path) -> pd.DataFrame:
     if not root.is_dir():
         raise SamsgError(f"A corpus was looked for in {root}, which is no folder; it needs one folder for each class.")
     relative = (path.relative_to(root) for path in sorted(root.glob("*/**/*")) if path.suffix.lower() in SOUNDS)
-    paths = pd.Series([path.as_posix() for path in relative if not _is_litter(path)], dtype=str)
+    paths = pd.Series([path.as_posix() for path in relative if not is_litter(path)], dtype=str)
     for path in paths:
         if not path.isprintable():
             raise SamsgError(f"{root} holds {path!r}, a name that tables cannot keep; give the file another.")

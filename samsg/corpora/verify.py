@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from samsg.corpora.catalogue import GRAMMARS, LITTER, POINTER, parse_path, read_corpus
+from samsg.corpora.catalogue import GRAMMARS, POINTER, is_litter, parse_path, read_corpus
 from samsg.runs import progress_bar
 from samsg.settings import SamsgError, nearest
 
 OFFICIAL = Path(__file__).with_name("official")
+MOST = 2**30  # frames that are read of any file: 6 h at 48 kHz
 LONGEST = 60.0  # s; a recording is a sentence, and the longest official one lasts 9 s
 SHORTEST = 0.064  # s, one Fourier transform of the front end (1024 samples at 16 kHz)
 RATES = (1_000, 768_000)  # Hz, outside which a header is not believed
@@ -142,7 +143,7 @@ def _listen(path: Path, longest: float, digest: bool, into: np.ndarray | None) -
 
 
 def _hear(sound: soundfile.SoundFile, longest: float, into: np.ndarray | None) -> Heard:
-    rate, announced, limit = sound.samplerate, sound.frames, longest * sound.samplerate
+    rate, announced, limit = sound.samplerate, sound.frames, min(longest * sound.samplerate, MOST)
     if not RATES[0] <= rate <= RATES[1]:
         return Heard("unreadable", f"its header says {rate} Hz")
     if limit < announced < 2**62:  # more than that: a stream that does not know its length
@@ -285,7 +286,7 @@ def check_corpus(
         return _check_csv(corpus, Path(root) if root else Path(corpus).parent, longest, progress)
     listed, root = official_list(corpus).set_index("clip"), Path(root or f"data/{corpus}")
     sounds = [p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() == ".wav"]
-    sounds = sorted(path for path in sounds if not any(part.startswith(LITTER) for part in path.parts))
+    sounds = sorted(path for path in sounds if not is_litter(path))
     rows: list[dict[str, Any]] = []
     clips: dict[str, str] = {}
     digests: dict[str, str] = {}

@@ -23,7 +23,7 @@ from samsg.method.deit import IMAGENET_GREY, SpectrogramDeiT
 from samsg.method.masking import choose_patches
 from samsg.method.rollout import attention_rollout
 from samsg.runs import NOTEBOOKS, Run, atomic, finished, progress_bar, write_json
-from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings, home
+from samsg.settings import AudioSettings, ModelSettings, SamsgError, StageSettings, TrainingSettings
 from samsg.training.loop import Examples, Losses, evaluate, fit, make_fabric, quicker_attention
 
 # Distinguishes the stages' random numbers from each other under one seed.
@@ -37,17 +37,16 @@ def read_manifest(run: Run) -> pd.DataFrame:
         SamsgError: the corpus is not where it should be, or incomplete.
     """
     corpus, root = run.profile.corpus(run.corpus), run.profile.root(run.corpus)
-    reader = corpus.reader or run.corpus
     if corpus.synthetic is not None:
         from samsg.corpora.synthetic import write_corpus
 
-        write_corpus(reader, root, corpus.synthetic)
+        write_corpus(run.profile.reader(run.corpus), root, corpus.synthetic)
     elif (root / SPOKEN).is_file():
         raise SamsgError(
             f"{root} holds synthetic speech, but profile '{run.profile.name}' does not say so of '{run.corpus}'; give "
             "the corpus a 'synthetic' entry as configs/demo.yaml does, or another root."
         )
-    manifest = read_corpus(str(home() / reader) if reader.lower().endswith(".csv") else reader, root)
+    manifest = read_corpus(run.profile.reader(run.corpus), root)
     if corpus.synthetic is not None and corpus.synthetic.shortcut is not None:
         manifest = manifest.merge(pd.read_csv(root / PARTS_FILE, dtype=str), on="path", validate="one_to_one")
     return manifest
@@ -125,7 +124,7 @@ def new_model(run: Run) -> SpectrogramDeiT:
         n_frames=audio.n_frames,
         patch=model.patch,
         stride=model.stride,
-        weights=model.weights,
+        weights=run.profile.weights,
         normalize=normalisation(model, audio),
     )
 
