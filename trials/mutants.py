@@ -150,7 +150,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0, help="of what is drawn")
     asked = arguments.parse_args()
     torch.set_num_threads(1)  # a process with threads cannot be forked
-    options = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    plugins = [word for name in ("cacheprovider", "faulthandler", "warnings") for word in ("-p", f"no:{name}")]
+    options = ["-q", "-s", "--no-header", *plugins, "--hypothesis-profile=mutants"]
     for path in asked.modules or TESTS:
         pytest.main([*options, TESTS[path]], plugins=[Trial(path, asked.sample, asked.seed)])
 
