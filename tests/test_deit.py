@@ -310,3 +310,8 @@ def test_imagenet_is_a_word_wherever_it_was_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SamsgError, match=r"asked for: 'imagenet'\) could not be loaded"):
         small(weights="".join(["image", "net"]))  # equal to the literal, and not the same object
+
+
+def test_a_size_that_deit_does_not_have_names_the_nearest() -> None:
+    with pytest.raises(SamsgError, match=r"no DeiT of size 'bas'; .*Did you mean 'base'\?"):
+        SpectrogramDeiT(n_classes=7, size="bas")

@@ -319,3 +319,17 @@ def test_attention_goes_where_a_mask_lets_it_be_it_boolean_or_added(x):
     torch.testing.assert_close(rows["boolean"].sum(1), torch.ones(3), rtol=0, atol=1e-5)
     assert rows["boolean"][:, -1].tolist() == [0, 0, 0]
     assert rows["none"][:, -1].min() > 0
+
+
+class Mixed(torch.nn.Module):
+    """What stands in attention's place without attending."""
+
+    def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
+        return x.mean(1, keepdim=True).expand_as(x)
+
+
+def test_a_layer_that_does_not_attend_is_refused_by_name(x):
+    model = focused(depth=2)
+    model.vit.blocks[1].attn = Mixed()
+    with pytest.raises(SamsgError, match=r"needs attention by F\.scaled_dot_product_attention; Mixed has none"):
+        rollout_row(model, x)
