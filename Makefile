@@ -5,12 +5,15 @@ BIN := .venv/bin
 
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce test lint lab notebooks bench docs
+.PHONY: reproduce test coverage lint lab notebooks bench docs
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
 	$(BIN)/samsg reproduce --profile $(PROFILE)
 
 test: .venv/installed  ## unit tests, parity tests, and the notebooks through nbval
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q
+
+coverage: .venv/installed  ## the tests again, and the lines and branches of samsg/ that none of them runs
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q --cov
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

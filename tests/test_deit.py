@@ -297,3 +297,21 @@ def test_the_two_tokens_that_are_read_are_those_of_the_full_model_with_their_gra
     for name, gradient in gradients[0].items():
         # Sums of thousands of products in single precision, in another order.
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_unless_told_otherwise_patches_are_the_papers() -> None:
+    assert patch_grid(128, 1001) == (12, 99)
+    embed = OverlappingPatchEmbed(img_size=(128, 1001), patch_size=16, in_chans=1, embed_dim=8)
+    assert embed.grid_size == (12, 99) and embed.proj.stride == (10, 10)
+    assert embed(torch.zeros(1, 1, 128, 1001)).shape == (1, 1188, 8)
+
+
+def test_imagenet_is_a_word_wherever_it_was_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SamsgError, match=r"asked for: 'imagenet'\) could not be loaded"):
+        small(weights="".join(["image", "net"]))  # equal to the literal, and not the same object
+
+
+def test_a_size_that_deit_does_not_have_names_the_nearest() -> None:
+    with pytest.raises(SamsgError, match=r"no DeiT of size 'bas'; .*Did you mean 'base'\?"):
+        SpectrogramDeiT(n_classes=7, size="bas")

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samsg.method.deit import patchify
-from samsg.method.masking import assemble, important_patches, mask_spectrogram, masked_cells, reconstruction_error
+from samsg.method.masking import (
+    assemble,
+    control_patches,
+    covered,
+    important_patches,
+    mask_spectrogram,
+    masked_cells,
+    most,
+    reconstruction_error,
+)
 
 SIZE, GRID = (128, 1001), (12, 99)
 
@@ -230,3 +239,97 @@ def test_stretched_rollout_masks_the_upper_half_of_its_range() -> None:
     assert important_patches(heat).sum((1, 2)).tolist() == [4, 2, 4]
     stretched = important_patches(heat, scale="minmax")
     assert stretched[:, 0].tolist() == [[False, False, True, True], [False, False, True, True], [False] * 4]
+
+
+def test_each_clips_rollout_is_stretched_over_its_own_range_in_both_directions() -> None:
+    # The least and the largest value stand in other rows and columns, and differ between clips.
+    heat = torch.tensor([[[0.8, 0.84], [0.92, 1.0]], [[1.0, 0.4], [0.2, 0.0]], [[0.6, 0.81], [1.0, 0.79]]])
+    stretched = important_patches(heat, scale="minmax")
+    assert stretched.tolist() == [[[0, 0], [1, 1]], [[1, 0], [0, 0]], [[0, 1], [1, 0]]]
+    # A row and a column in which no clip has its largest value.
+    heat = torch.tensor([[[0.8, 0.88], [1.0, 0.92]], [[0.0, 0.4], [1.0, 0.6]]])
+    assert important_patches(heat, scale="minmax").tolist() == [[[0, 0], [1, 1]]] * 2
+
+
+def test_most_takes_as_many_as_each_clip_is_allowed_and_the_first_of_equals() -> None:
+    values = torch.tensor([[[1.0, 3.0, 2.0], [3.0, 0.0, 3.0]], [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]])
+    found = most(values, torch.tensor([2, 4]))
+    assert found.tolist() == [[[0, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(None, 21), (0.0, 0), (0.5, 54), (0.999, 107), (1.0, 108)])
+def test_a_share_is_of_all_patches_and_rounded_down(share, expected) -> None:
+    heat = torch.rand(2, 12, 9, generator=torch.Generator().manual_seed(0))
+    found = important_patches(heat, select="share", **({} if share is None else {"share": share}))
+    assert found.sum((1, 2)).tolist() == [expected, expected]
+    for values, mask in zip(heat, found, strict=True):
+        assert torch.equal(values[mask].sort().values, values.flatten().sort().values[108 - expected :])
+
+
+def test_otsus_threshold_is_each_clips_own_and_even_rollout_has_none() -> None:
+    two = torch.tensor([[0.1, 0.2, 0.1], [0.9, 1.0, 0.9]])
+    low = torch.tensor([[0.30, 0.01, 0.31], [0.01, 0.01, 0.30]])
+    found = important_patches(torch.stack([two, torch.ones(2, 3), low]), select="otsu")
+    assert found.tolist() == [[[0, 0, 0], [1, 1, 1]], [[0] * 3] * 2, [[1, 0, 1], [0, 0, 1]]]
+
+
+# Controls
+
+
+def greedy(orders: list[list[tuple[int, int]]], area: int, shape: tuple[int, int], patch: int, stride: int):
+    """Patches in the order given as long as they cover no more than the area; of several orders, its equal parts."""
+    taken, cells = torch.zeros(shape, dtype=torch.bool), set()
+    for number, order in enumerate(orders, 1):
+        for row, column in order:
+            more = {(stride * row + y, stride * column + x) for y in range(patch) for x in range(patch)}
+            if len(cells | more) > area * number // len(orders):
+                break
+            taken[row, column] = True
+            cells |= more
+    return taken, len(cells)
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(16, 10), (4, 3), (5, 5)])
+@pytest.mark.parametrize("strategy", ["random", "least", "stripes"])
+def test_control_patches_are_taken_in_order_as_long_as_they_cover_no_more(strategy, patch, stride) -> None:
+    rows, columns, clips = 4, 7, 8
+    heat = torch.rand(clips, rows, columns, generator=torch.Generator().manual_seed(1))
+    important = heat > torch.tensor([1.0, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1, -1.0])[:, None, None]
+    given = {} if (patch, stride) == (16, 10) else {"patch": patch, "stride": stride}  # the paper's are the defaults
+    found = control_patches(strategy, heat, important, torch.Generator().manual_seed(2), **given)
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.rand(heat.shape, generator=generator)
+    generator.manual_seed(2)
+    first_row, first_column = (torch.randint(size, (clips, 1, 1), generator=generator) for size in (rows, columns))
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    for clip in range(clips):
+        area = greedy([[place for place in places if important[clip][place]]], 10**6, (rows, columns), patch, stride)[1]
+        top, left = int(first_row[clip]), int(first_column[clip])
+        across = [((top + row) % rows, column) for row in range(rows) for column in range(columns)]
+        orders = {
+            "least": [sorted(places, key=lambda place: heat[clip][place])],
+            "random": [sorted(places, key=lambda place: -drawn[clip][place])],
+            "stripes": [[(row, (left + column) % columns) for column in range(columns) for row in range(rows)], across],
+        }
+        expected, cells = greedy(orders[strategy], area, (rows, columns), patch, stride)
+        assert torch.equal(found[clip], expected)
+        assert area - patch**2 < cells <= area
+        assert covered(important, **given)[clip] == area
+        assert covered(found, **given)[clip] == cells
+
+
+def test_no_control_masks_nothing() -> None:
+    important = torch.ones(2, 3, 4, dtype=torch.bool)
+    none = control_patches("none", torch.rand(2, 3, 4), important, torch.Generator())
+    assert none.shape == (2, 3, 4) and none.dtype == torch.bool and not none.any()
+
+
+def test_error_and_layout_take_patches_of_another_size() -> None:
+    x = spectrogram(2, (7, 10))
+    mask = torch.tensor([[[True, False, False], [False, False, True]], [[False] * 3] * 2])
+    total, count = reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
+    assert total == pytest.approx(2 * 4, rel=1e-5) and count == 2
+    assert torch.equal(assemble(patchify(x, 4, 3), (7, 10), 4, 3), x)
+    masked = mask_spectrogram(x, mask, 4, 3)
+    assert (masked == 0).sum((1, 2, 3)).tolist() == [2 * 16, 0]
+    assert masked[0, 0, :4, :4].count_nonzero() == masked[0, 0, 3:, 6:].count_nonzero() == 0

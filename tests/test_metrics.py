@@ -1,5 +1,6 @@
 """Accuracy, macro F1, their intervals and McNemar's test: against scikit-learn and against numbers worked by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -193,3 +194,97 @@ def test_every_count_fits_its_own_percentage() -> None:
     for n in (7, 72, 81, 1117):
         for k in range(n + 1):
             assert k in metrics.fitting_counts(round(100 * k / n, 2), n)
+
+
+def test_no_count_fits_a_percentage_that_is_further_away_than_half_its_last_digit() -> None:
+    assert [metrics.fitting_counts(printed, 2) for printed in (49.994, 49.995, 50.005, 50.006)] == [[], [1], [1], []]
+    assert [metrics.fitting_counts(printed, 2, digits=1) for printed in (50.05, 50.06)] == [[1], []]
+    assert metrics.fitting_counts(112.5, 8) == []  # nine of eight
+
+
+def test_a_class_that_a_resample_lacks_counts_as_zero_there_too() -> None:
+    classes, predictions = [*CLASSES, "joy"], drawn(6, 0.6, seed=2)  # no joy anywhere, and often one class less
+    times = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=300)
+    again = [predictions.loc[np.repeat(np.arange(6), each)] for each in times]
+    assert min(each["emotion"].nunique() for each in again) < 3
+    expected = {
+        "accuracy": [metrics.accuracy(each["emotion"], each["predicted"]) for each in again],
+        "macro_f1": [metrics.macro_f1(each["emotion"], each["predicted"], classes) for each in again],
+    }
+    found = metrics.bootstrap_intervals(predictions, classes, draws=300)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+
+
+def test_a_seed_of_which_no_clip_is_drawn_has_no_say() -> None:
+    # Two clips, one a seed, both right: half of all draws take one clip twice.
+    both = pd.DataFrame({"clip": ["a", "b"], "seed": [0, 1], "emotion": "fear", "predicted": "fear"})
+    assert metrics.bootstrap_intervals(both, ["fear"]) == {"accuracy": (1.0, 1.0), "macro_f1": (1.0, 1.0)}
+
+
+def test_the_accuracy_of_several_seeds_has_the_bootstraps_interval_and_2000_draws_from_seed_0() -> None:
+    predictions = pd.concat([drawn(40, 0.6, seed=7).assign(seed=seed) for seed in (1, 2)])
+    summary = metrics.summarise(predictions, CLASSES)
+    drawn_so = metrics.bootstrap_intervals(predictions, CLASSES, "clip", 2000, 0)
+    assert metrics.bootstrap_intervals(predictions, CLASSES) == drawn_so
+    for name in ("accuracy", "macro_f1"):
+        estimate = getattr(summary, name)
+        assert (estimate.low, estimate.high) == drawn_so[name]
+    others = [metrics.bootstrap_intervals(predictions, CLASSES, draws=n, seed=s) for n, s in ((2001, 0), (2000, 1))]
+    assert drawn_so not in others
+
+
+def test_support_of_a_class_without_clips_is_0_and_a_summary_stays_as_it_is() -> None:
+    summary = metrics.summarise(table(["fear", "fear"], ["fear", "anger"]), CLASSES)
+    assert summary.support == {"anger": 0, "fear": 2, "neutral": 0}
+    for frozen in (summary, summary.accuracy, metrics.McNemar(1, 2, 0.5)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, dataclasses.fields(frozen)[0].name, 1)
+
+
+def test_the_first_of_several_clips_that_come_twice_is_named() -> None:
+    with pytest.raises(SamsgError, match="Clip 'clip0' is predicted twice"):
+        metrics.summarise(pd.concat([table(["anger", "fear"], ["fear", "fear"])] * 2), CLASSES)
+
+
+def test_mcnemar_says_how_many_clips_both_have() -> None:
+    first = drawn(10, 0.5, 1)
+    with pytest.raises(SamsgError, match="found 10 and 9 clips, 8 of them in both"):
+        metrics.mcnemar(first, first.iloc[1:].replace({"clip": {"clip9": "another"}}))
+    other = first.assign(emotion=["fear" if emotion == "anger" else "anger" for emotion in first["emotion"]])
+    with pytest.raises(SamsgError, match="same clips with the same emotions; found 10 and 10 clips, 10 of them"):
+        metrics.mcnemar(first, other)
+
+
+@pytest.mark.parametrize("cluster", ["clip", "speaker"])
+def test_the_bootstrap_of_a_difference_equals_a_loop_over_resamples(cluster: str) -> None:
+    speakers = np.repeat(["a", "b", "c", "d", "e"], [2, 3, 5, 7, 13])  # in the order of clips, once these are sorted
+    first = table(np.tile(CLASSES, 10), np.tile(CLASSES, 10)).sort_values("clip").assign(speaker=speakers)
+    random = np.random.default_rng(3)
+    first["predicted"] = np.where(random.random(30) < 0.8, first["emotion"], random.choice(CLASSES, 30))
+    second = first.assign(predicted=np.where(random.random(30) < 0.5, first["emotion"], random.choice(CLASSES, 30)))
+    gain = [
+        float(metrics.accuracy([row.emotion], [row.predicted]) - metrics.accuracy([other.emotion], [other.predicted]))
+        for row, other in zip(first.itertuples(), second.itertuples(), strict=True)
+    ]
+    assert set(gain) == {-1.0, 0.0, 1.0}
+    groups = [[place for place, name in enumerate(first[cluster]) if name == each] for each in first[cluster].unique()]
+    differences = []
+    for times in np.random.default_rng(0).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=2000):
+        places = [place for group, often in zip(groups, times, strict=True) for place in group * often]
+        differences.append(np.mean([gain[place] for place in places]))
+    found = metrics.bootstrap_difference(first, second.sample(frac=1, random_state=0), cluster)
+    assert found == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=1e-12)
+
+
+def test_the_bootstrap_of_a_difference_draws_2000_times_from_seed_0_and_clips() -> None:
+    first, second = drawn(50, 0.7, 1), drawn(50, 0.7, 1)
+    second["predicted"] = drawn(50, 0.3, 2)["predicted"]
+    # Of eight differing quantities, so that one draw more or another seed shows.
+    places = np.repeat(["a", "b", "c", "d", "e", "f", "g", "h"], [1, 2, 3, 5, 7, 9, 11, 12])
+    first, second = first.assign(speaker=places), second.assign(speaker=places)
+    found = metrics.bootstrap_difference(first, second, "speaker")
+    assert found == metrics.bootstrap_difference(first, second, "speaker", 2000, 0)
+    assert found != metrics.bootstrap_difference(first, second, "speaker", 2001, 0)
+    assert found != metrics.bootstrap_difference(first, second, "speaker", 2000, 1)
+    assert metrics.bootstrap_difference(first, second) == metrics.bootstrap_difference(first, second, "clip")

@@ -224,3 +224,21 @@ def test_a_published_split_is_kept() -> None:
     assert split(manifest, "random", 3)["part"].tolist() == parts
     with pytest.raises(SamsgError, match="'dev' and lacks validation"):
         split(manifest.replace({"part": {"validation": "dev"}}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["train", "validation", "test", "dev"], "holds 'dev' and lacks nothing; every clip needs one of train, valid"),
+        (["train", "test", "train", "test"], "holds nothing unknown and lacks validation; every clip needs"),
+    ],
+)
+def test_a_published_split_with_a_part_too_many_or_too_few_is_refused(parts: list[str], message: str) -> None:
+    with pytest.raises(SamsgError, match=message):
+        split(corpus({"calm": 4, "glad": 4}).assign(part=parts * 2))
+
+
+def test_a_split_is_by_chance_and_of_seed_0_unless_told_otherwise() -> None:
+    manifest = corpus({"calm": 20, "glad": 20})
+    assert split(manifest).equals(split(manifest, "random", 0))
+    assert not split(manifest).equals(split(manifest, "random", 1))
