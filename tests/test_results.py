@@ -31,6 +31,16 @@ def test_controls_on_real_speech_are_drawn_again() -> None:
         assert row in text
 
 
+def test_sentences_never_heard_are_drawn_again() -> None:
+    predictions = read_one(FIGURES / "emodb_folds/generalisation_predictions.csv")
+    assert (predictions["protocol"] == "sentence").all()
+    # Every clip is tested once by every method.
+    assert predictions.groupby("variant")["clip"].nunique().eq(535).all() and len(predictions) == 4 * 535
+    text = RESULTS.read_text(encoding="utf-8")
+    for row in rows_of(studies.compare(predictions)):
+        assert row.replace("| ", "| sentence: ", 1) in text
+
+
 def test_accuracy_against_strength_is_drawn_again() -> None:
     predictions = read_one(FIGURES / "shortcuts/shortcuts_predictions.csv")
     text = RESULTS.read_text(encoding="utf-8")
