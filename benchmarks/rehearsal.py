@@ -34,9 +34,10 @@ def write_noise(corpus: str, root: Path, share: float) -> None:
     """Noise under the corpus' official names, of the listed rates and lengths; a share of each emotion's clips."""
     listed = official_list(corpus).groupby("emotion").sample(frac=share, random_state=0)
     noise = 0.1 * np.random.default_rng(0).standard_normal(10 * 44_100).astype(np.float32)
-    for file in listed.itertuples():
+    for number, file in enumerate(listed.itertuples()):
         (root / file.file).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(root / file.file, noise[: file.frames], file.sample_rate)
+        # Each from a place of its own: the same sound twice would be refused.
+        soundfile.write(root / file.file, np.roll(noise, -7 * number)[: file.frames], file.sample_rate)
 
 
 def rehearse(profile: samsg.Profile, share: float) -> pd.DataFrame:
