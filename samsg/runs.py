@@ -330,7 +330,7 @@ class Run:
                         self._record(name, time.perf_counter() - started, partial)  # or a kill could leave it without
                 except Exception as error:
                     if not together:  # the others wait for nothing but this
-                        _as_the_first_says(f"{type(error).__name__}: {error}")
+                        _as_the_first_says(str(error) if isinstance(error, SamsgError) else repr(error))
                     raise
             elif together:
                 _wait_for_all()
