@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 lab: .venv/installed  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(ARGS) notebooks
 
 docs: .venv/installed  ## the site: README, notebooks as committed, documents, public names; open build/site/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site

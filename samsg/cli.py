@@ -283,6 +283,7 @@ def predict(
             picture = plot / f"{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             classifier.look(path, name).savefig(picture, dpi=150)
+            print(f"{picture}: where the model looked", file=sys.stdout if in_words else sys.stderr)
     if as_json:
         everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         print(everything.to_json(orient="records", indent=1, force_ascii=False))

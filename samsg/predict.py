@@ -16,7 +16,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from matplotlib.figure import Figure
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from samsg.audio.spectrogram import LogMel
@@ -210,7 +210,7 @@ class SamsgClassifier(
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / "README.md").unlink(missing_ok=True)  # another model's card would be kept
         with atomic(save_directory / WEIGHTS) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, partial)
+            partial.write_bytes(save({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}))
         with atomic(save_directory / CONFIG) as partial:
             partial.write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -291,15 +291,16 @@ class SamsgClassifier(
         columns = min(3, len(table))
         rows = -(-len(table) // columns)
         figure, axes = panels(rows, columns, (max(4.0, 2.4 * columns), 2.2 * rows + 0.3))
+        # Attention may be nearly even: stretched from its least to its most, or all would be one colour.
         shown = f"first {SHOWN} of {len(starts)} windows; " if len(starts) > SHOWN else ""
-        heading = f"{title}{' ' if title else ''}({shown}the brighter, the more attended)"
+        heading = f"{title}{' ' if title else ''}({shown}colour: attended least to most)"
         figure.suptitle(heading, fontsize=MEDIUM, parse_math=False)
         for ax, window, picture, rollout in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=False):
             words = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
             overlay(
                 ax,
                 picture[0].numpy(),
-                rollout.numpy(),
+                ((rollout - rollout.min()) / (1 - rollout.min()).clamp(min=1e-6)).numpy(),
                 audio.hop,
                 audio.sample_rate,
                 model.patch,
@@ -383,6 +384,6 @@ def open_classifier(model: str = "") -> SamsgClassifier:
         known = sorted(str(path.parent.relative_to(home() / "runs")) for path in home().glob("runs/*/*/*/*/probe"))
         raise SamsgError(
             f"There is no finished run '{model}', and no model in a folder of that name; finished: "
-            f"{', '.join(known) or 'none'}. 'samsg reproduce --profile {profile}' runs a profile."
+            f"{', '.join(known) or 'none'}. 'samsg reproduce' runs a profile."
         )
     return SamsgClassifier.from_pretrained(model)

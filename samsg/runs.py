@@ -444,7 +444,7 @@ def finished_runs(
         names = ", ".join(corpora or profile.corpora)
         raise SamsgError(
             f"No corpus of {names} is finished under profile '{profile.name}' and protocol '{protocol}'; notebooks "
-            f"01 to {NOTEBOOKS[last]}.ipynb make them one by one, 'samsg reproduce --profile {profile.name}' all."
+            f"01 to {NOTEBOOKS[last]}.ipynb make them one by one, 'samsg reproduce --profile {profile.asked_as}' all."
         )
     return done
 

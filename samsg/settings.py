@@ -282,6 +282,11 @@ class Profile(Settings):
         return str(home() / reader) if reader.lower().endswith(".csv") else reader
 
     @property
+    def asked_as(self) -> str:
+        """What '--profile' takes for this profile: its name in configs/, or else a file of that name."""
+        return self.name if self.name in profile_names() else f"{self.name}.yaml"
+
+    @property
     def weights(self) -> str:
         """What the model starts from: 'imagenet', 'random', or a file's path, below the home folder unless absolute."""
         named = self.model.weights
