@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the ending short
             goes_on = " The same command goes on from the last epoch that is kept."
             kept = ctx.invoked_subcommand in ("reproduce", "train")
             print(f"\nsamsg: interrupted.{goes_on if kept else ''}", file=sys.stderr)
