@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ SAMSG = str(Path(sys.executable).parent / "samsg")
 
 def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {"SAMSG_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     return subprocess.run([SAMSG, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 

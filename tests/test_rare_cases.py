@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,11 +17,20 @@ import torch
 from sounds import noise, written
 
 import samsg
-from samsg import cli, doctor, predict, recompute
+from samsg import cli, doctor, predict, recompute, studies
 from samsg.audio.store import read_sound
+<<<<<<< HEAD
 from samsg.corpora.catalogue import SPOKEN, read_corpus
 from samsg.corpora.verify import listen
 from samsg.settings import SamsgError
+=======
+from samsg.corpora import acquire, synthetic
+from samsg.corpora.catalogue import SPOKEN, read_corpus
+from samsg.corpora.verify import listen
+from samsg.method.masking import masked_cells
+from samsg.report import figures
+from samsg.settings import SamsgError, SyntheticSettings
+>>>>>>> d98c195
 from samsg.training import loop, stages
 
 # Sounds and lists
@@ -215,6 +226,183 @@ def test_the_command_lists_profiles_and_what_a_machine_needs(home: Path, capsys:
     assert {"paper", "demo", "smoke", "scratch"} <= set(listed)
     cli.app(["doctor", "--profile", "smoke"], standalone_mode=False)
     assert f"Home: {home}" in capsys.readouterr().out
+
+
+def test_fetching_says_where_the_corpus_lies(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(acquire, "fetch", lambda *given: asked.append(given) or given[1])
+    cli.app(["data", "fetch", "emodb"], standalone_mode=False)
+    cli.app(["data", "fetch", "savee", "--source", "SAVEE.zip", "--folder", "elsewhere"], standalone_mode=False)
+    assert asked == [("emodb", home / "data/emodb", None), ("savee", Path("elsewhere"), Path("SAVEE.zip"))]
+    said = f"emodb lies in {home / 'data/emodb'}. Next: samsg data check emodb"
+    assert capsys.readouterr().out.splitlines()[0] == said
+
+
+def test_a_list_is_checked_for_people_and_for_programs(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.app(["data", "check", str(finished / "tones.csv"), *options])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert len(json.loads(said)["files"]) == 42 if options else "42" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0,-1"], "A seed is a whole number from 0; got '-1'"),
+        (["--protocol", "speakers"], "no protocol 'speakers'; .*Did you mean 'speaker'"),
+        (["--study", "control"], "no study 'control'; .*Did you mean 'controls'"),
+        (["--study", "controls", "--dry-run"], "A study is one notebook, run here"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_refused_before_anything_runs(
+    home: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises(SamsgError, match=message):
+        cli.app(["reproduce", "--profile", "smoke", *options], standalone_mode=False)
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("study", "notebook", "times"),
+    [("controls", "08", 2 * 2), ("sensitivity", "08", 2 * 2), ("generalisation", "09", 2), ("shortcuts", "10", 1)],
+)
+def test_a_study_is_its_notebook_once_for_all_that_it_is_about(
+    home: Path, monkeypatch: pytest.MonkeyPatch, study: str, notebook: str, times: int
+) -> None:
+    ran = []
+    fake = SimpleNamespace(PapermillExecutionError=ZeroDivisionError)
+    fake.execute_notebook = lambda notebook, kept, parameters, **_: ran.append((notebook, kept, parameters))
+    monkeypatch.setitem(sys.modules, "papermill", fake)
+    options = ["--corpora", "emodb,savee", "--protocol", "random,speaker", "--seeds", "0,3"]
+    cli.app(["reproduce", "--profile", "smoke", "--study", study, *options], standalone_mode=False)
+    assert len(ran) == len({kept for _, kept, _ in ran}) == times
+    for path, kept, parameters in ran:
+        assert path.is_file() and path.name.startswith(notebook)
+        assert kept.parent.is_dir() and kept.is_relative_to(home / "runs/smoke/notebooks")
+        assert parameters["profile"] == "smoke" and parameters.get("seeds", [0, 3]) == [0, 3]
+
+
+def test_a_study_that_fails_keeps_its_notebook_and_says_why(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PapermillExecutionError(Exception):
+        ename, evalue = "SamsgError", "lower training.lr"
+
+    def fail(*_: object, **__: object) -> None:
+        raise PapermillExecutionError
+
+    fake = SimpleNamespace(PapermillExecutionError=PapermillExecutionError, execute_notebook=fail)
+    monkeypatch.setitem(sys.modules, "papermill", fake)
+    with pytest.raises(
+        SamsgError, match=r"SamsgError: lower training\.lr\n  The notebook is kept.*10_shortcuts.*ipynb"
+    ):
+        cli.app(["reproduce", "--profile", "smoke", "--study", "shortcuts"], standalone_mode=False)
+
+
+def test_of_notebooks_that_failed_the_error_is_said_or_else_the_end_of_the_log(home: Path) -> None:
+    folder, profile = home / "runs/smoke/emodb/notebooks", samsg.load_profile("smoke")
+    folder.mkdir(parents=True)
+
+    def executed(name: str, outputs: list[dict[str, str]]) -> None:
+        (folder / f"{name}.ipynb").write_text(json.dumps({"cells": [{"outputs": outputs}, {"source": "text"}]}))
+        (folder / f"{name}.log").write_text(1001 * "-" + f"the log of {name}")
+
+    executed("old", [{"output_type": "error", "ename": "OldError", "evalue": "long ago"}])
+    os.utime(folder / "old.ipynb", (1, 1))
+    executed("died", [])
+    executed("fine", [{"output_type": "stream"}])
+    (folder / "fine.done").touch()
+    (log,) = cli._failures(profile, since=2)
+    assert log == f"{folder / 'died.log'}:\n{(1000 - len('the log of died')) * '-'}the log of died"
+    executed("failed", [{"output_type": "error", "ename": "SamsgError", "evalue": "lower training.lr"}])
+    said = f"SamsgError: lower training.lr\n  The notebook is kept with its traceback: {folder / 'failed.ipynb'}"
+    assert cli._failures(profile, since=2) == [said]
+
+
+def test_an_exported_model_can_be_pushed(
+    run: samsg.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(samsg.SamsgClassifier, "push_to_hub", lambda _, place: f"pushed to {place}")
+    folder = tmp_path / "model"
+    cli.app(["export", "tones/tones", str(folder)], standalone_mode=False)
+    assert "pushed" not in capsys.readouterr().out
+    cli.app(["export", "tones/tones", str(folder), "--push", "owner/name"], standalone_mode=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "pushed to owner/name"
+    assert samsg.SamsgClassifier.from_pretrained(folder).config == samsg.open_classifier("tones/tones").config
+
+
+# Studies and their pictures
+
+
+def test_where_masks_lie_is_counted_patch_by_patch(run: samsg.Run) -> None:
+    masks = np.load(run.require("masks") / "masks.npy")[0]
+    clips = samsg.read_clips(run)
+    train = (clips["part"] == "train").to_numpy()
+    assert np.array_equal(studies.mask_map(run.profile, "tones"), masks[train].mean(0))
+    shares = studies.masked_where(run.profile, "tones")
+    assert list(shares.index) == clips["clip"][train].tolist()
+    np.testing.assert_allclose(shares["masked"], masks[train].mean((1, 2)))
+    assert (shares["padding"] == 0).all() and (shares["masked that is padding"] == 0).all()  # tones fill the window
+    audio = run.profile.audio
+    cells = masked_cells(torch.from_numpy(masks[train]), (audio.n_mels, audio.n_frames))
+    np.testing.assert_allclose(shares["black"], cells.float().mean((1, 2, 3)), rtol=1e-6)
+
+
+def test_variants_with_the_same_masks_are_shown_once(run: samsg.Run) -> None:
+    names = [variant.name for variant in studies.distinct_masks(run.profile, "controls", "tones")]
+    folders = [
+        samsg.open_run(variant.profile, "tones").stage_folder("masks")
+        for variant in studies.distinct_masks(run.profile, "controls", "tones")
+    ]
+    assert names[0] == "samsg" and len(names) > 1
+    assert len(set(folders)) == len(folders)
+    assert not {"none", "baseline", "long"} & set(names)
+
+
+def test_how_often_a_model_says_what_the_sentence_told_in_training() -> None:
+    clips = pd.DataFrame(
+        {
+            "clip": [*"abcdef"],
+            "part": ["train", "train", "test", "test", "test", "test"],
+            "sentence": ["s1", "s2", "s1", "s2", "s1", "s3"],
+            "emotion": ["anger", "fear", "fear", "anger", "anger", "fear"],
+        }
+    )
+    said = pd.DataFrame({"clip": [*"cdef"], "predicted": ["anger", "anger", "anger", "anger"]})
+    predictions = said.merge(clips[["clip", "emotion"]], on="clip")
+    # Told wrongly are c (anger by s1) and d (fear by s2); e is told rightly and f by no sentence.
+    assert studies.follows_sentence(predictions, clips) == 1 / 2
+
+
+def test_pictures_of_studies_show_their_tables() -> None:
+    ends = {"accuracy": [0.5, 0.7], "accuracy_low": [0.4, 0.65], "accuracy_high": [0.65, 0.8]}
+    table = pd.DataFrame(ends, index=["DeiT", "SAMSG"])
+    (ax,) = figures.compared(table, "synthetic speech").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["DeiT", "SAMSG"]
+    reference, points = ax.lines
+    assert list(reference.get_xdata()) == [50, 50]  # the first variant's
+    assert points.get_xdata() == pytest.approx([50, 70]) and list(points.get_ydata()) == [1, 0]
+    (intervals,) = ax.collections
+    assert [segment[:, 0].tolist() for segment in intervals.get_segments()] == [[40, 65], [65, 80]]
+
+    (ax,) = figures.against_strength({1.0: table, 0.0: table - 0.1}, "").axes
+    lines = {bar.get_label(): bar.lines[0] for bar in ax.containers}
+    assert lines["SAMSG"].get_ydata() == pytest.approx([60, 70])  # from the weakest to the strongest
+    assert lines["DeiT"].get_ydata() == pytest.approx([40, 50])
+    assert lines["SAMSG"].get_xdata() == pytest.approx([0, 1], abs=0.01)
+    assert "chance" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+    _, axes = figures.panels(1, 1, (2.0, 2.0), "")
+    share = np.linspace(0, 0.4, 108).reshape(12, 9)
+    figures.patch_map(axes[0, 0], share, "SAMSG")
+    (image,) = axes[0, 0].images
+    assert np.array_equal(image.get_array(), share) and image.get_clim() == (0, 0.4)
+    assert axes[0, 0].get_title() == "SAMSG, at most 40%"
+
+
+# Only what is needed
 
 
 def test_the_package_imports_without_what_only_some_commands_need() -> None:

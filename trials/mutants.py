@@ -110,9 +110,12 @@ class Trial:
             if failure := failed(item):
                 pytest.exit(f"{item.nodeid} fails without any mutant:\n{failure}", returncode=1)
             spent[item] = time.process_time() - start
+        items, limit = sorted(spent, key=spent.__getitem__), 10 + 3 * int(sum(spent.values()))
+        if self.judge(text, items, limit) != "survived":
+            pytest.exit(f"{self.path} fails its tests when it is grafted as it is.", returncode=1)
         counts: Counter[str] = Counter()
         for mutant in drawn:
-            verdict = self.judge(mutant, sorted(spent, key=spent.__getitem__), limit=10 + 3 * int(sum(spent.values())))
+            verdict = self.judge(mutant, items, limit)
             counts[verdict] += 1
             if verdict == "survived":
                 difference = difflib.unified_diff(text.splitlines(), mutant.splitlines(), n=0, lineterm="")
