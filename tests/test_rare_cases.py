@@ -19,18 +19,12 @@ from sounds import noise, written
 import samsg
 from samsg import cli, doctor, predict, recompute, studies
 from samsg.audio.store import read_sound
-<<<<<<< HEAD
-from samsg.corpora.catalogue import SPOKEN, read_corpus
-from samsg.corpora.verify import listen
-from samsg.settings import SamsgError
-=======
-from samsg.corpora import acquire, synthetic
+from samsg.corpora import acquire
 from samsg.corpora.catalogue import SPOKEN, read_corpus
 from samsg.corpora.verify import listen
 from samsg.method.masking import masked_cells
 from samsg.report import figures
-from samsg.settings import SamsgError, SyntheticSettings
->>>>>>> d98c195
+from samsg.settings import SamsgError
 from samsg.training import loop, stages
 
 # Sounds and lists
@@ -392,7 +386,7 @@ def test_pictures_of_studies_show_their_tables() -> None:
     assert lines["SAMSG"].get_ydata() == pytest.approx([60, 70])  # from the weakest to the strongest
     assert lines["DeiT"].get_ydata() == pytest.approx([40, 50])
     assert lines["SAMSG"].get_xdata() == pytest.approx([0, 1], abs=0.01)
-    assert "chance" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "chance" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
 
     _, axes = figures.panels(1, 1, (2.0, 2.0), "")
     share = np.linspace(0, 0.4, 108).reshape(12, 9)
