@@ -370,6 +370,15 @@ def test_how_often_a_model_says_what_the_sentence_told_in_training() -> None:
     assert studies.follows_sentence(predictions, clips) == 1 / 2
 
 
+def test_the_interval_of_a_difference_is_widened_for_few_groups_and_is_everything_for_one() -> None:
+    assert studies._widened(0.1, 0.0, 0.2, groups=1) == (-1.0, 1.0)
+    # Student's t with one degree of freedom is 12.706 at 97.5 %, the normal distribution 1.960; and sqrt(2 / 1).
+    factor = 2**0.5 * 12.7062 / 1.95996
+    assert studies._widened(0.1, 0.0, 0.3, groups=2) == pytest.approx(
+        (0.1 - 0.1 * factor, 0.1 + 0.2 * factor), rel=1e-5
+    )
+
+
 def test_pictures_of_studies_show_their_tables() -> None:
     ends = {"accuracy": [0.5, 0.7], "accuracy_low": [0.4, 0.65], "accuracy_high": [0.65, 0.8]}
     table = pd.DataFrame(ends, index=["DeiT", "SAMSG"])
