@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_command_with_one_line(tones, undisturbed, tmp_path):
     while process.poll() is None:  # again, should Python drop it: kill_after
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(1)
+            process.wait(0.2)
     _, said = process.communicate()
     assert process.returncode == 130
     said = [line for line in said.splitlines() if line]
