@@ -39,7 +39,7 @@ from samsg.settings import (
     load_profile,
     profile_names,
 )
-from samsg.training.stages import load_model, normalisation, read_clips
+from samsg.training.stages import load_model, model_of, read_clips
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 AT_ONCE = 16  # windows
@@ -82,18 +82,8 @@ class Config(Settings):
 
     def architecture(self) -> SpectrogramDeiT:
         """The model without its weights, which takes no memory yet."""
-        model, audio = self.model, self.audio
         with torch.device("meta"):
-            return SpectrogramDeiT(
-                n_classes=len(self.emotions),
-                size=model.size,
-                depth=model.depth,
-                n_mels=audio.n_mels,
-                n_frames=audio.n_frames,
-                patch=model.patch,
-                stride=model.stride,
-                normalize=normalisation(model, audio),
-            )
+            return model_of(self.model, self.audio, len(self.emotions))
 
 
 def _percent(interval: Interval) -> str:

@@ -115,23 +115,23 @@ def read_examples(run: Run, masks: bool = False) -> Examples:
 def new_model(run: Run) -> SpectrogramDeiT:
     """The run's model before training; random weights depend on the seed alone."""
     torch.manual_seed(run.seed)
-    model, audio = run.profile.model, run.profile.audio
+    profile = run.profile
+    return model_of(profile.model, profile.audio, len(emotions_of(read_clips(run))), profile.weights)
+
+
+def model_of(model: ModelSettings, audio: AudioSettings, n_classes: int, weights: str = "random") -> SpectrogramDeiT:
+    """A model as the settings describe it. Arguments and errors as ``SpectrogramDeiT``."""
     return SpectrogramDeiT(
-        n_classes=len(emotions_of(read_clips(run))),
+        n_classes=n_classes,
         size=model.size,
         depth=model.depth,
         n_mels=audio.n_mels,
         n_frames=audio.n_frames,
         patch=model.patch,
         stride=model.stride,
-        weights=run.profile.weights,
-        normalize=normalisation(model, audio),
+        weights=weights,
+        normalize=IMAGENET_GREY if (model.normalize, audio.scaling) == ("imagenet", "minmax") else (0.0, 1.0),
     )
-
-
-def normalisation(model: ModelSettings, audio: AudioSettings) -> tuple[float, float]:
-    """Mean and standard deviation that spectrograms are brought to 0 and 1 from."""
-    return IMAGENET_GREY if (model.normalize, audio.scaling) == ("imagenet", "minmax") else (0.0, 1.0)
 
 
 def load_model(run: Run, stage: str) -> SpectrogramDeiT:
