@@ -34,11 +34,13 @@ notebooks: .venv/installed  ## run the notebooks where they are, so that their o
 	$(BIN)/jupyter nbconvert --to notebook --execute --coalesce-streams --inplace \
 	  --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
+# uv installs the lock several times faster than pip; where it cannot be had, pip installs the same lock.
 .venv/installed: requirements.lock pyproject.toml
-	@echo 'Installing the pinned environment into .venv: a few minutes, about 6 GB.'
+	@echo 'Installing the pinned packages into .venv (6 GB).'
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-	  (echo 'Python 3.11, 3.12 or 3.13 is needed; make PYTHON=python3.12, say.'; exit 1)
+	  (echo 'Python 3.11, 3.12 or 3.13 is needed; make PYTHON=python3.12, for example.'; exit 1)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet uv==0.13.9 && $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	  || $(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

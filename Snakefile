@@ -1,15 +1,16 @@
 # The reproduction as a graph: one rule a notebook, run by papermill, for every corpus, protocol and seed asked for.
 #
-#   samsg reproduce --profile demo          drives it; plain Snakemake does as well:
-#   snakemake --cores all --config profile=demo corpora=savee,emodb protocol=random seeds=0,1
+#   samsg reproduce --profile demo          drives it; so does plain Snakemake:
+#   snakemake --cores all --config profile=demo corpora=savee,emodb protocols=random seeds=0,1
 #
-# A stage's results are kept by the library (runs/, whole or not at all); Snakemake owns the .done files beside the
-# executed notebooks. Executed notebooks are logs: a failed one is kept, traceback and all.
+# A rule's output is its executed notebook in runs/; a failed one is kept beside it, with its traceback. The library
+# decides which stages are finished.
 
 from pathlib import Path
 
 from samsg.cli import listed
 from samsg.settings import home, load_profile
+from samsg.stages import STAGES
 
 ROOT = Path(workflow.basedir)
 PROFILE = str(config.get("profile", "demo"))
@@ -17,28 +18,18 @@ profile = load_profile(PROFILE)
 RUNS = home() / "runs" / profile.name
 FIGURES = home() / "paper_figures" / profile.name
 CORPORA = listed(config.get("corpora", "")) or list(profile.corpora)
-PROTOCOLS = listed(config.get("protocol", "")) or list(profile.protocols)
+PROTOCOLS = listed(config.get("protocols", "")) or list(profile.protocols)
 SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
-for corpus in CORPORA:
-    profile.corpus(corpus)
-# Two training processes on the same cores are slower than one after the other: here a job has them all; on a cluster, some.
-THREADS = int(config["threads"]) if "threads" in config else workflow.cores
-# Part of every rule, by a function that keeps its braces: what was made under other settings is not up to date, and the
-# library says what differs.
+# Part of every rule, so that changed settings run its notebook again; the library then names the difference.
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
-OF_CORPUS = {corpus: SETTINGS + profile.corpora[corpus].model_dump_json() for corpus in CORPORA}
-
-STAGES = ["02_baseline", "03_attention_rollout", "04_masking", "05_self_supervised", "06_linear_probe"]
-TABLES_AND_FIGURES = [
-    *(f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md", "tex")),
-    *(f"figure{number}.{kind}" for number in (4, 5) for kind in ("png", "pdf")),
-    "results.csv",
-]
+NOTEBOOKS = [stage.notebook for stage in STAGES.values()]
+TABLES = [f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md", "tex")]
+TABLES += [f"figure{number}.{kind}" for number in (4, 5) for kind in ("png", "pdf")] + ["results.csv"]
 
 
 wildcard_constraints:
-    corpus="|".join(map(re.escape, profile.corpora)),
-    protocol="random|speaker|sentence",
+    corpus="|".join(map(re.escape, CORPORA)),
+    protocol="|".join(PROTOCOLS),
     seed=r"\d+",
 
 
@@ -46,83 +37,56 @@ def papermill(arguments):
     # Each notebook runs in the folder where a reader would open it; strings are passed raw, never as YAML.
     return (
         "papermill {input.notebook:q} {log.notebook:q} --cwd {ROOT:q}/notebooks --no-progress-bar "
-        "-r profile {PROFILE:q} " + arguments + " > {log.text:q} 2>&1"
+        "-r profile {PROFILE:q} " + arguments + " > {log.text:q} 2>&1 && mv {log.notebook:q} {output[0]:q}"
     )
+
+
+def logs(stem):
+    return {"notebook": RUNS / f"{stem}.failed.ipynb", "text": RUNS / f"{stem}.log"}
 
 
 rule all:
     input:
-        [FIGURES / (protocol if protocol != "random" else "") / name for protocol in PROTOCOLS for name in TABLES_AND_FIGURES],
-        # Tables and figures are committed, runs are not: in a new clone the former alone prove nothing.
-        [RUNS / f"notebooks/07_tables_and_figures_{protocol}.done" for protocol in PROTOCOLS],
+        [RUNS / f"notebooks/07_tables_and_figures_{protocol}.ipynb" for protocol in PROTOCOLS],
 
 
-rule data_preparation:
-    message:
-        "01_data_preparation: {wildcards.corpus}"
+for earlier, notebook in zip([None, *NOTEBOOKS], NOTEBOOKS):
+    of_corpus = earlier is None  # the first notebook prepares a corpus for all its runs
+    stem = f"{{corpus}}/notebooks/{notebook}" if of_corpus else f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{notebook}"
+    folder = "{corpus}" if earlier == NOTEBOOKS[0] else "{corpus}/{protocol}/seed{seed}"
+
+    rule:
+        name:
+            notebook[3:]
+        input:
+            **({} if of_corpus else {"earlier": RUNS / f"{folder}/notebooks/{earlier}.ipynb"}),
+            notebook=ROOT / f"notebooks/{notebook}.ipynb",
+        output:
+            RUNS / f"{stem}.ipynb",
+        log:
+            **logs(stem),
+        params:
+            settings=lambda wildcards: SETTINGS + profile.corpora[wildcards.corpus].model_dump_json(),
+            # Evaluated here: Snakemake evaluates the shell command after the loop.
+            split=lambda wildcards, none=of_corpus: "" if none else f"-r protocol {wildcards.protocol} -p seed {wildcards.seed}",
+        threads: 8 # or all cores, where there are fewer: two training processes never share cores
+        shell:
+            papermill("-r corpus {wildcards.corpus:q} {params.split}")
+
+
+rule tables_and_figures:
     input:
-        notebook=ROOT / "notebooks/01_data_preparation.ipynb",
-    params:
-        settings=lambda wildcards: OF_CORPUS[wildcards.corpus],
+        notebook=ROOT / "notebooks/07_tables_and_figures.ipynb",
+        earlier=lambda wildcards: [
+            RUNS / f"{corpus}/{wildcards.protocol}/seed{seed}/notebooks/{NOTEBOOKS[-1]}.ipynb"
+            for corpus in CORPORA
+            for seed in SEEDS
+        ],
     output:
-        done=touch(RUNS / "{corpus}/notebooks/01_data_preparation.done"),
+        RUNS / "notebooks/07_tables_and_figures_{protocol}.ipynb",
     log:
-        notebook=RUNS / "{corpus}/notebooks/01_data_preparation.ipynb",
-        text=RUNS / "{corpus}/notebooks/01_data_preparation.log",
-    threads: THREADS
+        **logs("notebooks/07_tables_and_figures_{protocol}"),
+    params:
+        settings=lambda _: SETTINGS,  # a string would be searched for wildcards
     shell:
-        papermill("-r corpus {wildcards.corpus:q}")
-
-
-for before, stage in zip(["", *STAGES], STAGES):
-
-    rule:
-        name:
-            stage[3:]
-        message:
-            f"{stage}: {{wildcards.corpus}}, {{wildcards.protocol}}, seed {{wildcards.seed}}"
-        input:
-            notebook=ROOT / f"notebooks/{stage}.ipynb",
-            before=(
-                RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{before}.done"
-                if before
-                else RUNS / "{corpus}/notebooks/01_data_preparation.done"
-            ),
-        output:
-            done=touch(RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.done"),
-        params:
-            settings=lambda wildcards: OF_CORPUS[wildcards.corpus],
-        log:
-            notebook=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.ipynb",
-            text=RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{stage}.log",
-        threads: THREADS
-        shell:
-            papermill("-r corpus {wildcards.corpus:q} -r protocol {wildcards.protocol:q} -p seed {wildcards.seed}")
-
-
-for protocol in PROTOCOLS:
-
-    rule:
-        name:
-            f"tables_and_figures_{protocol}"
-        message:
-            "07_tables_and_figures: {params.protocol}"
-        input:
-            notebook=ROOT / "notebooks/07_tables_and_figures.ipynb",
-            before=[
-                RUNS / f"{corpus}/{protocol}/seed{seed}/notebooks/06_linear_probe.done"
-                for corpus in CORPORA
-                for seed in SEEDS
-            ],
-        output:
-            [FIGURES / (protocol if protocol != "random" else "") / name for name in TABLES_AND_FIGURES],
-            done=touch(RUNS / f"notebooks/07_tables_and_figures_{protocol}.done"),
-        log:
-            notebook=RUNS / f"notebooks/07_tables_and_figures_{protocol}.ipynb",
-            text=RUNS / f"notebooks/07_tables_and_figures_{protocol}.log",
-        params:
-            protocol=protocol,
-            settings=lambda wildcards: "".join(OF_CORPUS.values()),
-            lists=f"corpora: {CORPORA}\nseeds: {SEEDS}",
-        shell:
-            papermill("-r protocol {params.protocol:q} -y {params.lists:q}")
+        papermill("-r protocol {wildcards.protocol}")

@@ -1,4 +1,4 @@
-"""Run the benchmarks, print them as a table, and keep it in docs/: python -m benchmarks [--device cuda] [NAME ...]."""
+"""Run the benchmarks, print them as a table, and keep it in docs/: python -m benchmarks [--device cuda] [PART ...]."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import time
 
 import torch
@@ -13,41 +14,48 @@ import torch
 import samsg
 from benchmarks import loading, rollout, training
 from samsg.settings import REPOSITORY
+from samsg.storage import provenance
 
 PARTS = {"rollout": rollout, "training": training, "loading": loading}
 
 
 def main() -> None:
-    """Every part that is named, or all; results in docs/performance.<device>.json and in the page's table."""
+    """Each part that is named, or all; results go to docs/performance.<device>.json and into the page's table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("parts", nargs="*", metavar="NAME", help=f"of {', '.join(PARTS)}; all if none is named")
-    asked = parser.parse_args()
-    if len(asked.parts) != 1:  # each in a process of its own: what one leaves in memory slows the next
-        for name in asked.parts or PARTS:
-            command = [sys.executable, "-m", "benchmarks", "--device", asked.device, name]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
+    options = parser.parse_args()
+    if len(options.parts) != 1:  # each in a process of its own: what one leaves in memory slows the next
+        for name in options.parts or PARTS:
+            command = [sys.executable, "-m", "benchmarks", "--device", options.device, name]
             subprocess.run(command, check=True, cwd=REPOSITORY)
         return
-    path = REPOSITORY / f"docs/performance.{asked.device}.json"
+    path = REPOSITORY / f"docs/performance.{options.device}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}, "minutes": {}}
-    machine = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU cores"
-    record |= {"machine": machine, "software": samsg.versions()}
-    for name in asked.parts:  # a part that is run alone replaces its own rows
+    record["machine"] = f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    if options.device == "cuda":
+        record["machine"] = torch.cuda.get_device_name()
+    record |= {"software": samsg.versions(), "code": provenance()["code"]}
+    for name in options.parts:  # a part that is run alone replaces its own rows
         started = time.perf_counter()
-        record["rows"][name] = PARTS[name].run(asked.device)
+        record["rows"][name] = PARTS[name].run(options.device)
         record["minutes"][name] = round((time.perf_counter() - started) / 60, 1)
-    minutes = f"{sum(record['minutes'].values()):.1f} minutes on {machine}"
-    print(f"\n{minutes}")
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    minutes = sum(record["minutes"].values())
+    about = f"{record['machine']}. {record['software']}. Commit {record['code']}. {minutes:.1f} minutes."
+    print(f"\n{about}")
     rows = [line for name in PARTS for line in record["rows"].get(name, [])]
     lines = ["| what | case | value | unit | |", "| --- | --- | ---: | --- | --- |"]
     lines += [f"| {r['what']} | {r['case']} | {r['value']:.4g} | {r['unit']} | {r['note']} |" for r in rows]
-    head, tail = f"<!-- table {asked.device} -->\n", f"<!-- end {asked.device} -->"
+    _write_page(options.device, "\n".join([textwrap.fill(about, 120, break_on_hyphens=False), "", *lines]))
+
+
+def _write_page(device: str, text: str) -> None:
+    """Put the table between its two marks in docs/performance.md."""
+    head, tail = f"<!-- table {device} -->\n", f"<!-- end {device} -->"
     page = REPOSITORY / "docs/performance.md"
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(head)
-    said = f"{record['software']}. {minutes}.\n\n"
-    page.write_text(before + head + said + "\n".join(lines) + "\n" + tail + rest.split(tail)[1], encoding="utf-8")
+    before, rest = page.read_text(encoding="utf-8").split(head)
+    page.write_text(f"{before}{head}{text}\n{tail}{rest.split(tail)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

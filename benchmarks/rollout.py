@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 
@@ -15,8 +16,8 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.measure import Row, peak, row, seconds
-from samsg.method.deit import SpectrogramDeiT
-from samsg.method.rollout import rollout_row
+from samsg.model import SpectrogramDeiT
+from samsg.rollout import READINGS, discard_lowest, rollout_row
 
 
 def model_and_clip(device: str) -> tuple[SpectrogramDeiT, torch.Tensor]:
@@ -31,8 +32,8 @@ def model_and_clip(device: str) -> tuple[SpectrogramDeiT, torch.Tensor]:
 
 
 @torch.no_grad()
-def explicit(model: SpectrogramDeiT, x: torch.Tensor, alpha: float = 0.9) -> torch.Tensor:
-    """The CLS row of A(L) ... A(1): (B, 1190)."""
+def explicit(model: SpectrogramDeiT, x: torch.Tensor, reading: str, alpha: float = 0.9) -> torch.Tensor:
+    """The CLS row of the product of all layers: (B, 1190)."""
     maps, hooks = [], []
     for block in model.vit.blocks:
         block.attn.fused_attn = False
@@ -41,54 +42,71 @@ def explicit(model: SpectrogramDeiT, x: torch.Tensor, alpha: float = 0.9) -> tor
     for block, hook in zip(model.vit.blocks, hooks, strict=True):
         block.attn.fused_attn = True
         hook.remove()
-    product = torch.eye(maps[0].shape[-1], device=x.device).expand(len(x), -1, -1)
-    identity = product
+    identity = torch.eye(maps[0].shape[-1], device=x.device)
+    product = identity.expand(len(x), -1, -1)
     for weights in maps:
-        product = (alpha * weights.float().mean(1) + (1 - alpha) * identity) @ product
+        layer = weights.float().mean(1)
+        if reading == "discard":
+            layer = discard_lowest(layer, 0.9) + identity
+            layer = layer / layer.sum(2, keepdim=True)
+        else:
+            layer = alpha * layer + (1 - alpha) * identity
+        product = product @ layer if reading == "as_printed" else layer @ product
     return product[:, 0]
 
 
-def extra_memory(device: str, which: str) -> float:
+def extra_memory(device: str, which: str, reading: str) -> float:
     """Bytes at the peak of a rollout, beyond the peak of a plain forward pass in the same process."""
     model, x = model_and_clip(device)
     with torch.no_grad():
         model.tokens(x)
         model.tokens(x)
     before = peak(device)
-    (explicit if which == "explicit" else rollout_row)(model, x)
+    if which == "explicit":
+        explicit(model, x, reading)
+    else:
+        rollout_row(model, x, reading=reading)
     return peak(device) - before
 
 
-def in_own_process(device: str, which: str) -> float:
-    """``extra_memory`` where nothing else has used memory before, and where the allocator keeps none for later: glibc's
-    fragments would add to either."""
-    code = f"from benchmarks.rollout import extra_memory; print(extra_memory({device!r}, {which!r}))"
+def in_own_process(device: str, which: str, reading: str) -> float:
+    """``extra_memory`` in a fresh process whose allocator returns freed memory at once: fragments would add to it."""
+    code = f"from benchmarks.rollout import extra_memory; print(extra_memory({device!r}, {which!r}, {reading!r}))"
     allocator = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command, environment = [sys.executable, "-c", code], {**os.environ, **allocator}
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def run(device: str) -> list[Row]:
-    """Time, memory and agreement."""
+    """Time, memory and agreement of each reading."""
     model, x = model_and_clip(device)
-    rows, exact = [], explicit(model, x)
+    rows, maps = [], 12 * 12 * 1190**2 * 4
     for name, precision in (("fp32", None), ("bf16", torch.bfloat16)):
-        context = torch.autocast(device, precision) if precision else contextlib.nullcontext()
-        with torch.no_grad(), context:
-            plain = seconds(lambda: model.tokens(x), device)
-            ours, theirs = (seconds(lambda f=f: f(model, x), device) for f in (rollout_row, explicit))
-            found = rollout_row(model, x)
-        rows.append(row("rollout", f"{name}, plain forward pass", plain, "s"))
-        rows.append(row("rollout", f"{name}, this library", ours / plain, "x forward", f"{ours:.3f} s"))
-        rows.append(row("rollout", f"{name}, explicit product", theirs / plain, "x forward", f"{theirs:.3f} s"))
-        error = float((found - exact).abs().max() / exact.max())
-        rank = float(spearmanr(found[0].cpu(), exact[0].cpu()).statistic)
-        rows.append(row("rollout", f"{name}, largest difference from the product in fp32", error, "of maximum"))
-        rows.append(row("rollout", f"{name}, rank correlation with it", rank, ""))
-    maps = 12 * 12 * 1190**2 * 4
+        for reading in READINGS:
+            exact = explicit(model, x, reading)
+            context = torch.autocast(device, precision) if precision else contextlib.nullcontext()
+            calls = [
+                lambda: model.tokens(x),
+                lambda reading=reading: rollout_row(model, x, reading=reading),
+                lambda reading=reading: explicit(model, x, reading),
+            ]
+            with torch.no_grad(), context:
+                # One after the other in each round: other work on the machine slows all three.
+                rounds = [[seconds(call, device, times=1) for call in calls] for _ in range(5)]
+                plain, ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+                found = rollout_row(model, x, reading=reading)
+            case = f"{name}, {reading}"
+            rows.append(row("rollout", f"{case}, plain forward pass", plain, "s"))
+            rows.append(row("rollout", f"{case}, this library", ours / plain, "x forward", f"{ours:.3f} s"))
+            rows.append(row("rollout", f"{case}, explicit product", theirs / plain, "x forward", f"{theirs:.3f} s"))
+            error = float((found - exact).abs().max() / exact.max())
+            rows.append(row("rollout", f"{case}, largest difference from the product in fp32", error, "of maximum"))
+            rank = float(spearmanr(found[0].cpu(), exact[0].cpu()).statistic)
+            rows.append(row("rollout", f"{case}, rank correlation with it", rank, ""))
     rows.append(row("rollout", "fp32, all attention maps of a clip", maps / 1e6, "MB"))
-    for which in ("this library", "explicit"):
-        memory = in_own_process(device, which)
-        note = f"{memory / maps:.3f} of the maps"
-        rows.append(row("rollout", f"fp32, extra peak memory, {which}", memory / 1e6, "MB", note))
+    for reading in READINGS:
+        for which in ("this library", "explicit"):
+            memory = in_own_process(device, which, reading)
+            case = f"fp32, {reading}, extra peak memory, {which}"
+            rows.append(row("rollout", case, memory / 1e6, "MB", f"{memory / maps:.3f} of the maps"))
     return rows

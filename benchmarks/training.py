@@ -1,10 +1,9 @@
-"""The training step against transformers' AST of the same shape, and against the machine's own ceiling; where fused
-attention begins to pay; stage iii's backward pass; how a step grows with tokens and model size."""
+"""The training step against transformers' AST of the same shape and against the machine's ceiling; stage iii's backward
+pass; how a step grows with tokens and model size, with fused attention and with attention in separate steps."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import nn
 from transformers import ASTConfig, ASTForAudioClassification
 
 from benchmarks.measure import Row, ceiling, operations, row, seconds
-from samsg.method.deit import SpectrogramDeiT
-from samsg.training.loop import Examples, bf16_pays
+from samsg.model import SpectrogramDeiT
+from samsg.training import Examples, best_precision
 
 BATCH = 4
 
@@ -33,9 +32,9 @@ class AST(nn.Module):
         return self.ast(x[:, 0].transpose(1, 2)).logits
 
 
-def step(model: nn.Module, x: torch.Tensor, bf16: bool, fused: bool = True) -> Callable[[], Any]:
-    """One step of classification: forward, backward, Adam."""
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=fused or None)
+def step(model: nn.Module, x: torch.Tensor, bf16: bool) -> Callable[[], Any]:
+    """One step of classification: forward, cross-entropy, backward, Adam."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
     context = (lambda: torch.autocast(x.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
 
@@ -55,39 +54,34 @@ def clips(device: str, frames: int = 1001) -> torch.Tensor:
 
 
 def against_ast(device: str, times: int) -> list[Row]:
-    """DeiT-base on 128 x 1001 in both precisions, and AST in both."""
+    """DeiT-base on 128 x 1001 and AST, both in both precisions."""
     rows, x, taken = [], clips(device), {}
-    cases: list[tuple[str, Callable[[], nn.Module], bool, bool]] = [
-        ("this library, bf16", lambda: SpectrogramDeiT(7), True, True),
-        ("transformers' AST, bf16", AST, True, True),
-        ("this library, fp32", lambda: SpectrogramDeiT(7), False, True),
-        ("transformers' AST, fp32 and plain Adam, its defaults", AST, False, False),
-    ]
-    for name, make, bf16, fused in cases:
-        model = make().to(device).train()
-        call = step(model, x, bf16, fused)
-        taken[name] = seconds(call, device, times)
-        rows.append(row("training step", f"{name}, DeiT-base, batch {BATCH}", taken[name], "s"))
-        if name == "this library, bf16":
-            count = operations(call)
-            top = ceiling(device, torch.bfloat16)
-            rows.append(row("training step", "operations of a step, counted", count / 1e12, "TFLOP"))
-            rows.append(row("training step", "ceiling: fastest bf16 matrix product", top / 1e12, "TFLOP/s"))
-            rows.append(row("training step", "fraction of the ceiling reached", count / taken[name] / top, ""))
-        del model, call
-    names = [name for name, *_ in cases]
-    rows.append(row("training step", "AST / this library, both bf16", taken[names[1]] / taken[names[0]], "x"))
-    rows.append(row("training step", "AST as it comes / this library", taken[names[3]] / taken[names[0]], "x"))
-    examples = Examples(np.random.default_rng(0).random((4, 16, 128, 1001)).astype(np.float16), np.zeros(16, int), {})
+    for precision in ("bf16", "fp32"):
+        for name, make in (("this library", lambda: SpectrogramDeiT(7)), ("transformers' AST", AST)):
+            call = step(make().to(device).train(), x, precision == "bf16")
+            taken[name, precision] = seconds(call, device, times)
+            case = f"{name}, {precision}, DeiT-base, batch {BATCH}"
+            rows.append(row("training step", case, taken[name, precision], "s"))
+            if len(taken) == 1:  # this library in bf16
+                count, top = operations(call), ceiling(device, torch.bfloat16)
+                reached = count / taken[name, precision] / top
+                rows.append(row("training step", "operations of a step, counted", count / 1e12, "TFLOP"))
+                rows.append(row("training step", "ceiling: fastest bf16 matrix product", top / 1e12, "TFLOP/s"))
+                rows.append(row("training step", "fraction of the ceiling reached", reached, ""))
+            del call
+        ratio = taken["transformers' AST", precision] / taken["this library", precision]
+        rows.append(row("training step", f"AST / this library, both {precision}", ratio, "x"))
+    spectrograms = np.random.default_rng(0).random((16, 4, 128, 1001)).astype(np.float16)
+    examples = Examples(spectrograms, np.zeros(16, int), {}, np.arange(16))
     chosen = np.arange(BATCH)
-    input_ = seconds(lambda: examples.batch(chosen, chosen, device), device, 20)
-    share = input_ / taken[names[0]]
-    rows.append(row("training step", "input of a batch, share of the step", share, "", f"{1000 * input_:.2f} ms"))
+    loading = seconds(lambda: examples.batch(chosen, chosen, device), device, 20)
+    share = loading / taken["this library", "bf16"]
+    rows.append(row("training step", "input of a batch, share of the step", share, "", f"{1000 * loading:.2f} ms"))
     return rows
 
 
 def probe(device: str, times: int) -> list[Row]:
-    """Operations of a step of stage iii, where all weights but CLS and one layer are frozen, and of stage i."""
+    """Operations of a step of stage i, and of stage iii, where all but CLS and one layer is frozen."""
     x, rows = clips(device, 161), []
     for name in ("stage i", "stage iii"):
         model = SpectrogramDeiT(7, size="tiny", n_frames=161).to(device)
@@ -103,50 +97,24 @@ def probe(device: str, times: int) -> list[Row]:
 
 
 def growth(device: str, times: int) -> list[Row]:
-    """A step by tokens (attention fused, and in separate steps) and by size."""
-    rows, bf16 = [], bf16_pays(torch.device(device))
-    for frames in (161, 321, 501, 1001):
-        for way in ("fused", "in steps"):
-            model = SpectrogramDeiT(7, size="tiny", depth=4, n_frames=frames).to(device)
+    """A step by tokens, with both kinds of attention, and by size; in the precision that 'auto' takes here."""
+    rows, bf16 = [], best_precision(torch.device(device)) == "bf16-mixed"
+    for frames in (81, 161, 321, 501, 1001):
+        for kind in ("fused", "in steps"):
+            model = SpectrogramDeiT(7, size="tiny", depth=6, n_frames=frames).to(device)
             tokens = model.vit.pos_embed.shape[1]
             for block in model.vit.blocks:
-                block.attn.fused_attn = way == "fused"
+                block.attn.fused_attn = kind == "fused"
             taken = seconds(step(model, clips(device, frames), bf16), device, times)
-            rows.append(row("growth", f"step, tiny of 4 blocks, {tokens} tokens, attention {way}", 1000 * taken, "ms"))
+            rows.append(row("growth", f"step, tiny of 6 blocks, {tokens} tokens, attention {kind}", 1000 * taken, "ms"))
     for size in ("tiny", "small", "base"):
-        model = SpectrogramDeiT(7, size=size, depth=4, n_frames=251).to(device)
+        model = SpectrogramDeiT(7, size=size, depth=6, n_frames=251).to(device)
         taken = seconds(step(model, clips(device, 251), bf16), device, times)
-        rows.append(row("growth", f"step, {size} of 4 blocks, 290 tokens", 1000 * taken, "ms"))
-    return rows
-
-
-def compiled(device: str, times: int) -> list[Row]:
-    """torch.compile on the demo's model: the step, and how long the first one takes; nothing without a C++ compiler."""
-    x, rows = clips(device, 161), []
-    model = SpectrogramDeiT(7, size="tiny", depth=4, n_frames=161).to(device)
-    plain = seconds(step(model, x, True), device, times)
-    started = time.perf_counter()
-    try:
-        call = step(torch.compile(model), x, True)
-        call()
-    except Exception as error:
-        print(f"torch.compile cannot be measured here: {type(error).__name__}", flush=True)
-        return rows
-    first = time.perf_counter() - started
-    taken = seconds(call, device, times)
-    rows.append(
-        row("torch.compile", "step, tiny of 4 blocks, 182 tokens, attention fused", taken / plain, "x plain step")
-    )
-    rows.append(row("torch.compile", "the first step, with its compilation", first, "s"))
+        rows.append(row("growth", f"step, {size} of 6 blocks, 290 tokens", 1000 * taken, "ms"))
     return rows
 
 
 def run(device: str) -> list[Row]:
     """All of them."""
     quick = device != "cpu"
-    return [
-        *against_ast(device, 20 if quick else 3),
-        *probe(device, 20),
-        *growth(device, 20 if quick else 8),
-        *compiled(device, 20),
-    ]
+    return [*against_ast(device, 20 if quick else 3), *probe(device, 20), *growth(device, 20 if quick else 8)]

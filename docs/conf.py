@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import html
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,10 +93,12 @@ def list_folders(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def write_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
-    """TeX -> MathML by docutils' own converter."""
+    """TeX -> MathML by docutils' own converter, which does not know \\tag: the paper's number of an equation."""
     block = isinstance(node, nodes.math_block)
-    formula = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f"<p>{formula}</p>" if block else formula)
+    tex, *number = re.split(r"\\tag\{(.*?)\}", node.astext())
+    formula = tex2mathml(tex + "".join(number[1:]), as_block=block)
+    label = f"<span>({html.escape(number[0])})</span>" if number else ""
+    translator.body.append(f'<p class="equation">{formula}{label}</p>' if block else formula)
     raise nodes.SkipNode
 
 

@@ -1,293 +1,133 @@
-"""Variants of a profile that go past the paper: controls, sensitivity, a shortcut that is known.
+"""Past the paper: variants of a profile, trained on the same splits and compared.
 
-A study is a list of variants, each a change of settings. What a variant would make just as its profile does (the
-sounds, stage i, its rollout) is made once and shared, so that variants differ in what they change and in nothing else.
+A study is a list of variants, each a change of settings. Stages that a variant shares with its profile (spectrograms,
+stage i, its rollout) are made once, so that variants differ in what they change and in nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy import stats
 
-from samsg.method.deit import IMAGENET_GREY
-from samsg.method.masking import covered
-from samsg.report.metrics import bootstrap_difference, mcnemar, summarise
-from samsg.report.tables import read_one
-from samsg.runs import Run, atomic, open_run
-from samsg.settings import Profile, SamsgError, nearest
-from samsg.training import stages
+from samsg.corpora import emotions_of
+from samsg.metrics import Difference, Estimate, holm, paired_difference, summarise, unit_of
+from samsg.model import IMAGENET_GREY
+from samsg.settings import Profile
+from samsg.stages import Run, open_run, read_predictions, run_stages, svm_predictions
+from samsg.tables import estimate_text
 
-MASKS = {
-    "random": "random patches",
-    "least": "least-attended patches",
-    "stripes": "stripes",
-    "none": "no masks, so no reconstruction",
+SVM = "Linear SVM"
+
+
+class Variant(NamedTuple):
+    """One row of a study: its title, the settings it changes, and the stage whose predictions count."""
+
+    title: str
+    changes: dict[str, dict[str, Any]]
+    stage: str = "probe"
+
+
+MASKS = {"random": "random masks", "least": "least attended masks", "stripes": "stripes", "none": "no masks"}
+SAMSG, DEIT = Variant("SAMSG", {}), Variant("DeiT", {}, "baseline")
+# Stage ii without masks: the same epochs and the same restart as SAMSG, and nothing of its method.
+LONG = Variant("DeiT, as many epochs", {"mask": {"strategy": "none"}}, "samsg")
+CONTROLS = [Variant(f"SAMSG, {title}", {"mask": {"strategy": name}}) for name, title in MASKS.items()]
+STUDIES: dict[str, list[Variant]] = {
+    "controls": [
+        SAMSG,
+        DEIT,
+        LONG,
+        *CONTROLS,
+        Variant("SAMSG, stage ii", {}, "samsg"),
+        Variant("SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0.0}}),
+        Variant("SAMSG, reconstruction only", {"samsg": {"classification_weight": 0.0}}),
+    ],
+    "masks": [SAMSG, DEIT, LONG, CONTROLS[0], CONTROLS[3]],
+    "sensitivity": [
+        SAMSG,
+        Variant("threshold 0.3", {"mask": {"threshold": 0.3}}),
+        Variant("threshold 0.7", {"mask": {"threshold": 0.7}}),
+        Variant("a fifth of the patches", {"mask": {"select": "share"}}),
+        Variant("alpha 0.5", {"rollout": {"alpha": 0.5}}),
+        Variant("alpha 1", {"rollout": {"alpha": 1.0}}),
+        Variant("product as printed", {"rollout": {"reading": "as_printed"}}),
+        Variant("discarding", {"rollout": {"reading": "discard"}}),
+        Variant("mean of CLS and DIST", {"rollout": {"token": "mean"}}),
+        Variant("masked with ImageNet's grey", {"mask": {"fill": IMAGENET_GREY[0]}}),
+        Variant("reconstruction weight 10", {"samsg": {"reconstruction_weight": 10.0}}),
+    ],
 }
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One row of a study.
-
-    Attributes:
-        name: of its folder: runs/<profile>.<name>.
-        title: in tables and figures.
-        profile: the changed profile.
-        last: the stage whose predictions count: 'probe', or 'baseline' for DeiT alone.
-    """
-
-    name: str
-    title: str
-    profile: Profile
-    last: str = "probe"
-
-
-def _changes(profile: Profile, study: str) -> list[tuple[str, str, dict[str, Any], str]]:
-    """Name, title, changed settings and last stage of each variant; the first is what others are compared with."""
-    total = profile.training.epochs + sum(
-        its.epochs or profile.training.epochs for its in (profile.samsg, profile.probe)
-    )
-    samsg: tuple[str, str, dict[str, Any], str] = ("samsg", "SAMSG", {}, "probe")
-    deit: tuple[str, str, dict[str, Any], str] = ("deit", "DeiT", {}, "baseline")
-    # Its learning rate is halved as often over all epochs as DeiT's is over its own.
-    slower = -(-profile.training.halve_every * total // profile.training.epochs)
-    longer = {"training": {"epochs": total, "halve_every": slower}}
-    long = ("long", "DeiT, as many epochs", longer, "baseline")
-    masks = [(name, f"SAMSG, {title}", {"mask": {"strategy": name}}, "probe") for name, title in MASKS.items()]
-    if study == "controls":
-        losses = [
-            ("emotion_only", "SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0}}, "probe"),
-            ("reconstruction_only", "SAMSG, reconstruction alone", {"samsg": {"classification_weight": 0}}, "probe"),
-        ]
-        return [samsg, deit, long, *masks, *losses]
-    if study == "masks":
-        return [samsg, deit, long, masks[0]]
-    if study == "sensitivity":
-        changes: dict[str, dict[str, Any]] = {
-            "threshold 0.3": {"mask": {"threshold": 0.3}},
-            "threshold 0.7": {"mask": {"threshold": 0.7}},
-            "a fifth of the patches": {"mask": {"select": "share"}},
-            "Otsu's threshold": {"mask": {"select": "otsu"}},
-            "alpha 0.5": {"rollout": {"alpha": 0.5}},
-            "alpha 1": {"rollout": {"alpha": 1.0}},
-            "product as printed": {"rollout": {"order": "printed"}},
-            "mean of CLS and DIST": {"rollout": {"token": "mean"}},
-            "masked with ImageNet's grey": {"mask": {"fill": IMAGENET_GREY[0]}},
-        }
-        names = {title: "".join(c if c.isalnum() else "_" for c in title.lower()) for title in changes}
-        return [samsg, *[(names[title], f"SAMSG, {title}", change, "probe") for title, change in changes.items()]]
-    raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDIES)}")
-
-
-STUDIES = ("controls", "masks", "sensitivity")
-
-
-def variants(profile: Profile, study: str) -> list[Variant]:
-    """The variants of a study: 'controls' (all masks and losses), 'masks' (DeiT, as many epochs, random, SAMSG) or
-    'sensitivity' (threshold, alpha, order, row, fill).
-
-    Raises:
-        SamsgError: there is no such study.
-    """
+def changed(profile: Profile, variant: Variant) -> Profile:
+    """The profile with a variant's settings, under a name of its own."""
+    if not variant.changes:
+        return profile
     content = profile.model_dump()
-    made = []
-    for name, title, change, last in _changes(profile, study):
-        groups = {group: {**content[group], **values} for group, values in change.items()}
-        changed = Profile(**{**content, **groups, "name": f"{profile.name}.{name}", "variant_of": profile})
-        made.append(Variant(name, title, changed if change else profile, last))
-    return made
+    groups = {group: {**content[group], **values} for group, values in variant.changes.items()}
+    settings = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
+    return Profile(**{**content, **groups, "name": f"{profile.name}.{settings}", "variant_of": profile})
 
 
-def run_study(
-    profile: Profile, study: str, corpora: Iterable[str], protocol: str = "random", seeds: Iterable[int] = (0,)
-) -> None:
-    """Train every variant on every corpus and seed, up to its last stage; what is finished is not run again."""
-    for corpus in corpora:
-        for seed in seeds:
-            for variant in variants(profile, study):
-                stages.run_stages(open_run(variant.profile, corpus, protocol, seed), variant.last)
+def variant_run(run: Run, variant: Variant) -> Run:
+    """The run of a variant on the same corpus, split and seed."""
+    return open_run(changed(run.profile, variant), run.corpus, run.protocol, run.seed)
 
 
-def study_predictions(
-    profile: Profile, study: str, corpus: str, protocol: str = "random", seeds: Iterable[int] = (0,)
-) -> pd.DataFrame:
-    """Test predictions of all variants on a corpus: columns variant (its title), seed, clip, speaker, emotion,
-    predicted, p_<emotion>.
+def run_study(runs: Iterable[Run], study: str) -> None:
+    """Train every variant on every run's corpus, split and seed; finished stages are not run again."""
+    for run in runs:
+        for variant in STUDIES[study]:
+            run_stages(variant_run(run, variant), variant.stage)
 
-    Raises:
-        SamsgError: a variant has not been run.
+
+def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
+    """Test predictions of the SVM and of all variants, which must be finished, with the columns named below."""
+    tables = []
+    for run in runs:
+        tables.append(svm_predictions(run).assign(variant=SVM))
+        for variant in STUDIES[study]:
+            table = read_predictions(variant_run(run, variant), variant.stage)
+            tables.append(table.assign(variant=variant.title))
+    columns = ["variant", "seed", "clip", "speaker", "sentence", "emotion", "predicted"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def compare(predictions: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Every variant with its intervals, and its difference from SAMSG on the same clips.
+
+    Intervals resample what the protocol holds out; Holm's method corrects McNemar's p-values for the whole table.
+
+    Returns one row a variant: n, accuracy, macro_f1 and difference, each with _low and _high; p, p_holm, only_variant
+    and only_reference (clips that only the variant, or only SAMSG, gets right).
     """
-    frames = []
-    for variant in variants(profile, study):
-        for seed in seeds:
-            run = open_run(variant.profile, corpus, protocol, seed)
-            table = read_one(run.require(variant.last) / "predictions.csv").query("part == 'test'")
-            table = table.merge(_speakers(run), on="clip", validate="one_to_one")
-            frames.append(table.drop(columns="part").assign(variant=variant.title, seed=seed))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _speakers(run: Run) -> pd.DataFrame:
-    clips = stages.read_clips(run)[["clip", "speaker"]]
-    return clips.assign(speaker=clips["speaker"].where(clips["speaker"] != "", clips["clip"]))  # unknown: one's own
-
-
-def compare(predictions: pd.DataFrame, reference: str = "SAMSG", draws: int = 2000) -> pd.DataFrame:
-    """Every variant, and how it differs from one of them on the same clips.
-
-    Intervals are bootstrapped over speakers, as clips of one speaker resemble each other, and widened for how few these
-    are: by t(G - 1) against the normal quantile and by G / (G - 1), G speakers (Cameron & Miller 2015). McNemar's exact
-    test takes clips as independent, and is left out where a clip is tested under several seeds. Its p-values are
-    corrected by Holm's method for the comparisons of this table. Macro F1 is that of all folds' clips together.
-
-    Args:
-        predictions: of ``study_predictions``, or as committed.
-        reference: the variant that the others are compared with.
-        draws: resamples.
-
-    Returns:
-        One row a variant: n, accuracy, accuracy_low, accuracy_high, macro_f1 and its interval, fold_std
-        (the standard deviation of accuracy over seeds), difference (of accuracy,
-        from the reference) and its interval, only_it and only_reference (clips that one alone gets right), p, p_holm.
-    """
-    classes = sorted({*predictions["emotion"], *predictions["predicted"]})
-    groups = predictions["speaker"].nunique()
-    repeated = predictions.duplicated(["variant", "clip"]).any()
-    keyed = predictions.assign(clip=predictions["clip"] + "/" + predictions["seed"].astype(str))
-    base, rows = keyed[keyed["variant"] == reference], []
-    for title, table in keyed.groupby("variant", sort=False):
-        its = summarise(table.drop(columns="seed"), classes, cluster="speaker", draws=draws)
-        folds = table.groupby("seed")[["emotion", "predicted"]].apply(
-            lambda fold: (fold["emotion"] == fold["predicted"]).mean()
-        )
-        row = {"variant": title, "n": its.n, "fold_std": folds.std()}
-        for name, estimate in (("accuracy", its.accuracy), ("macro_f1", its.macro_f1)):
-            low, high = _widened(estimate.value, estimate.low, estimate.high, groups)
-            row |= {name: estimate.value, f"{name}_low": max(0.0, low), f"{name}_high": min(1.0, high)}
-        if title != reference:
-            test = mcnemar(table, base)
-            gain = row["accuracy"] - float((base["emotion"] == base["predicted"]).mean())
-            low, high = _widened(gain, *bootstrap_difference(table, base, "speaker", draws), groups)
-            row |= {"difference": gain, "difference_low": max(-1.0, low), "difference_high": min(1.0, high)}
-            row |= {"p": np.nan if repeated else test.p_value}
-            row |= {"only_it": test.first_only, "only_reference": test.second_only}
-        rows.append(row)
-    table = pd.DataFrame(rows).set_index("variant")
+    classes, unit = emotions_of(predictions), unit_of(protocol)
+    base, rows = predictions[predictions["variant"] == SAMSG.title], {}
+    for title, table in predictions.groupby("variant", sort=False):
+        summary = summarise(table, classes, unit)
+        estimates: dict[str, Estimate | Difference] = {"accuracy": summary.accuracy, "macro_f1": summary.macro_f1}
+        row: dict[str, float] = {"n": summary.n}
+        if title != SAMSG.title:
+            difference = estimates["difference"] = paired_difference(table, base, unit)
+            row |= {"p": difference.p, "only_variant": difference.only_first, "only_reference": difference.only_second}
+        for name, (value, low, high, *_) in estimates.items():
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        rows[title] = row
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("Method")
     return table.assign(p_holm=holm(table["p"]))
 
 
-def printable(compared: pd.DataFrame) -> pd.DataFrame:
+def printable(table: pd.DataFrame) -> pd.DataFrame:
     """``compare`` as text: percentages with intervals, one row a variant."""
-
-    def interval(row: pd.Series, name: str, form: str) -> str:
-        if pd.isna(row[name]):
-            return "-"
-        value, low, high = (format(100 * row[f"{name}{end}"], form) for end in ("", "_low", "_high"))
-        return f"{value} [{low}, {high}]"
-
-    rows = {
-        variant: {
-            "Accuracy (%)": interval(row, "accuracy", ".1f"),
-            "Macro F1 (%)": interval(row, "macro_f1", ".1f"),
-            "± over folds": "-" if pd.isna(row["fold_std"]) else f"{100 * row['fold_std']:.1f}",
-            "Difference": interval(row, "difference", "+.1f"),
-            "Only it / only SAMSG": "-"
-            if pd.isna(row["difference"])
-            else f"{row['only_it']:.0f} / {row['only_reference']:.0f}",
-            "p": "-" if pd.isna(row["p"]) else f"{row['p']:.3f}",
-            "p (Holm)": "-" if pd.isna(row["p"]) else f"{row['p_holm']:.3f}",
-            "Test clips": f"{row['n']:.0f}",
-        }
-        for variant, row in compared.iterrows()
-    }
-    return pd.DataFrame(rows).T.rename_axis("Method")
-
-
-def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
-    """Keep what a table is made of, small: no probabilities."""
-    kept = [column for column in predictions if not column.startswith("p_")]
-    with atomic(path) as partial:
-        predictions[kept].to_csv(partial, index=False)
-
-
-def follows_sentence(predictions: pd.DataFrame, clips: pd.DataFrame) -> float:
-    """Of clips whose sentence is another emotion's own in training: the share that is taken for that emotion.
-
-    Args:
-        predictions: with columns clip, predicted.
-        clips: of the corpus at strength 1, whose training clips tell each emotion's own sentence; test clips are the
-            same at every strength.
-    """
-    train = clips[clips["part"] == "train"]
-    own = train.groupby("sentence")["emotion"].first()
-    table = predictions.merge(clips[["clip", "sentence"]], on="clip", validate="many_to_one")
-    told = table["sentence"].map(own)
-    misled = told.notna() & (told != table["emotion"])
-    return float((table["predicted"] == told)[misled].mean())
-
-
-def masked_where(profile: Profile, corpus: str, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
-    """Of every training clip in its clean view: the share of patches that are masked, of cells that become black, of
-    patches that are padding (every window of theirs lies behind the clip's end), and of masked ones that are."""
-    run = open_run(profile, corpus, protocol, seed)
-    clips, masks = stages.read_clips(run), np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0]
-    train = (clips["part"] == "train").to_numpy()
-    starts = np.arange(masks.shape[2]) * profile.model.stride * profile.audio.hop  # samples, of each column of patches
-    ends = clips["samples"].to_numpy()[train, None] + profile.audio.window / 2
-    behind = np.repeat((starts >= ends)[:, None], masks.shape[1], axis=1)  # (n, 12, 99)
-    its = masks[train]
-    both = (its & behind).sum((1, 2)) / np.maximum(its.sum((1, 2)), 1)
-    size, patch, stride = profile.audio.n_mels * profile.audio.n_frames, profile.model.patch, profile.model.stride
-    black = covered(torch.from_numpy(its), patch, stride).numpy() / size
-    shares = {
-        "masked": its.mean((1, 2)),
-        "black": black,
-        "padding": behind.mean((1, 2)),
-        "masked that is padding": both,
-    }
-    return pd.DataFrame(shares, index=clips.loc[train, "clip"])
-
-
-def distinct_masks(profile: Profile, study: str, corpus: str) -> list[Variant]:
-    """The variants of a study that have masks of their own, each kind once."""
-    of_masks: dict[Path, Variant] = {}
-    for variant in variants(profile, study):
-        if variant.last == "probe" and variant.profile.mask.strategy != "none":
-            of_masks.setdefault(open_run(variant.profile, corpus).stage_folder("masks"), variant)
-    return list(of_masks.values())
-
-
-def mask_map(profile: Profile, corpus: str, protocol: str = "random", seed: int = 0) -> np.ndarray:
-    """How often each patch is masked in the clean training views: (12, 99)."""
-    run = open_run(profile, corpus, protocol, seed)
-    train = (stages.read_clips(run)["part"] == "train").to_numpy()
-    return np.load(run.require("masks") / "masks.npy", mmap_mode="r")[0][train].mean(0)
-
-
-def _widened(value: float, low: float, high: float, groups: int) -> tuple[float, float]:
-    """A percentile interval, widened for having been drawn from few groups; all there is, for one."""
-    if groups < 2:
-        return -1.0, 1.0
-    factor = (groups / (groups - 1)) ** 0.5 * stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975)
-    return value - factor * (value - low), value + factor * (high - value)
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """p-values corrected for how many they are (Holm 1979); missing ones stay missing."""
-    ordered = p.dropna().sort_values()
-    steps = pd.Series(range(len(ordered), 0, -1), index=ordered.index)
-    return (ordered * steps).cummax().clip(upper=1).reindex(p.index)
-
-
-def with_shortcut(profile: Profile, strength: float) -> Profile:
-    """A profile whose embedded EmoDB has a shortcut of this strength: emotion tied to sentence in training."""
-    content, named = profile.model_dump(), {"speakers": 10, "shortcut": strength}
-    corpus = {"title": "EmoDB", "root": f"data/synthetic/shortcut{strength:g}", "synthetic": named, "reader": "emodb"}
-    return Profile(**{**content, "name": f"{profile.name}.shortcut{strength:g}", "corpora": {"emodb": corpus}})
+    headings = {"accuracy": "Accuracy (%)", "macro_f1": "Macro F1 (%)", "difference": "Difference from SAMSG"}
+    columns = {}
+    for name, heading in headings.items():
+        form = "+.1f" if name == "difference" else ".1f"
+        estimates = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+        columns[heading] = [estimate_text((*estimate, np.nan), form=form) for estimate in estimates]
+    columns["p (Holm)"] = ["-" if np.isnan(p) else f"{p:.3f}" for p in table["p_holm"]]
+    columns["Test clips"] = table["n"].astype(int).astype(str).tolist()
+    return pd.DataFrame(columns, index=table.index)

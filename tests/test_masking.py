@@ -5,17 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samsg.method.deit import patchify
-from samsg.method.masking import (
+from samsg import masking
+from samsg.masking import (
     assemble,
-    control_patches,
+    choose_patches,
     covered,
     important_patches,
     mask_spectrogram,
     masked_cells,
-    most,
     reconstruction_error,
+    speech_patches,
 )
+from samsg.model import patchify
+from samsg.settings import MaskSettings
 
 SIZE, GRID = (128, 1001), (12, 99)
 
@@ -34,6 +36,11 @@ def only(*places: tuple[int, int], grid: tuple[int, int] = GRID) -> torch.Tensor
     return mask
 
 
+def control_patches(strategy, heat, important, generator, patch=16, stride=10, speech=None):
+    speech = torch.ones_like(important) if speech is None else speech
+    return masking.control_patches(strategy, heat, important, generator, patch, stride, speech)
+
+
 def spectrogram(batch: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
     """Cells between 0.1 and 0.9, so that no cell looks masked by chance."""
     return 0.1 + 0.8 * torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(seed))
@@ -49,18 +56,6 @@ def test_a_patch_is_important_strictly_above_the_threshold():
     assert important_patches(heat, 0.0).tolist() == [[[False, True, True, True, True]]]
     assert torch.equal(important_patches(heat), important_patches(heat, 0.5))
     assert important_patches(heat).dtype == torch.bool
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
-def test_a_higher_threshold_masks_no_further_patch(seed, one, other):
-    low, high = sorted((one, other))
-    heat = torch.rand(1, 12, 9, generator=torch.Generator().manual_seed(seed))
-    heat = heat / heat.max()
-    few, many = important_patches(heat, high), important_patches(heat, low)
-    assert (few <= many).all()
-    cells_of_few, cells_of_many = (masked_cells(mask, (128, 101)) for mask in (few, many))
-    assert (cells_of_few <= cells_of_many).all()
 
 
 # Cells
@@ -98,10 +93,6 @@ def test_cells_beyond_the_last_patch_are_never_masked():
     assert covered.sum() == 126 * 996
 
 
-def test_nothing_masked_covers_nothing():
-    assert masked_cells(torch.zeros(2, *GRID, dtype=torch.bool), SIZE).sum() == 0
-
-
 def test_patches_side_by_side_cover_everything_once():
     covered = masked_cells(torch.ones(1, 2, 3, dtype=torch.bool), (32, 48), patch=16, stride=16)
     assert covered.all()
@@ -110,27 +101,12 @@ def test_patches_side_by_side_cover_everything_once():
 # Spectrograms
 
 
-@pytest.mark.parametrize("fill", [0.0, -1.0, 0.05])
-def test_only_masked_cells_change_and_they_become_the_fill(fill):
-    x = spectrogram(2)
-    before, mask = x.clone(), torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) > 0.9
-    masked, cells = mask_spectrogram(x, mask, fill=fill), masked_cells(mask, SIZE)
-    assert 0 < cells.sum() < cells.numel()
-    assert torch.equal(masked != x, cells)
-    assert set(masked[cells].tolist()) == {torch.tensor(fill).item()}
-    assert torch.equal(x, before)
-
-
 def test_each_clip_has_its_own_mask():
     x = spectrogram(2)
     masked = mask_spectrogram(x, torch.cat([only((0, 0)), only((5, 50))]))
     assert (masked == 0).sum((1, 2, 3)).tolist() == [256, 256]
     assert (masked[0, 0, :16, :16] == 0).all()
     assert (masked[1, 0, 50:66, 500:516] == 0).all()
-
-
-def test_the_default_fill_is_black():
-    assert mask_spectrogram(spectrogram(), only((0, 0)))[0, 0, 3, 3] == 0
 
 
 def test_an_empty_mask_changes_nothing_and_a_full_one_leaves_the_rim():
@@ -163,13 +139,6 @@ def test_the_loss_is_the_mean_over_the_cells_of_masked_patches():
     assert loss(2) == pytest.approx(9, rel=1e-5)
     assert loss(0, 2) == pytest.approx(5, rel=1e-5)
     assert loss(0, 1, 2) == pytest.approx(14 / 3, rel=1e-5)
-
-
-def test_one_wrong_cell_counts_as_one_of_256():
-    x = spectrogram(1, (16, 26))
-    off = patchify(x)
-    off[0, 1, 100] += 4
-    assert reconstruction_loss(off, x, only((0, 1), grid=(1, 2))) == pytest.approx(16 / 256, rel=1e-5)
 
 
 def test_a_batch_is_averaged_over_its_masked_patches_not_over_its_clips():
@@ -234,13 +203,6 @@ def test_where_patches_overlap_the_mean_is_laid_out():
     assert laid[0, 0, 0].tolist() == [1.0] * 10 + [2.0] * 6 + [3.0] * 10
 
 
-def test_stretched_rollout_masks_the_upper_half_of_its_range() -> None:
-    heat = torch.tensor([[[0.8, 0.85, 0.95, 1.0]], [[0.0, 0.4, 0.6, 1.0]], [[1.0, 1.0, 1.0, 1.0]]])
-    assert important_patches(heat).sum((1, 2)).tolist() == [4, 2, 4]
-    stretched = important_patches(heat, scale="minmax")
-    assert stretched[:, 0].tolist() == [[False, False, True, True], [False, False, True, True], [False] * 4]
-
-
 def test_each_clips_rollout_is_stretched_over_its_own_range_in_both_directions() -> None:
     # The least and the largest value stand in other rows and columns, and differ between clips.
     heat = torch.tensor([[[0.8, 0.84], [0.92, 1.0]], [[1.0, 0.4], [0.2, 0.0]], [[0.6, 0.81], [1.0, 0.79]]])
@@ -251,10 +213,10 @@ def test_each_clips_rollout_is_stretched_over_its_own_range_in_both_directions()
     assert important_patches(heat, scale="minmax").tolist() == [[[0, 0], [1, 1]]] * 2
 
 
-def test_most_takes_as_many_as_each_clip_is_allowed_and_the_first_of_equals() -> None:
-    values = torch.tensor([[[1.0, 3.0, 2.0], [3.0, 0.0, 3.0]], [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]])
-    found = most(values, torch.tensor([2, 4]))
-    assert found.tolist() == [[[0, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 0, 0]]]
+def test_of_equal_patches_a_share_takes_the_first() -> None:
+    heat = torch.tensor([[[1.0, 3.0, 2.0], [3.0, 0.0, 3.0]], [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]])
+    found = important_patches(heat, select="share", share=0.5)
+    assert found.tolist() == [[[0, 1, 0], [1, 0, 1]], [[1, 1, 1], [0, 0, 0]]]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 21), (0.0, 0), (0.5, 54), (0.999, 107), (1.0, 108)])
@@ -264,13 +226,6 @@ def test_a_share_is_of_all_patches_and_rounded_down(share, expected) -> None:
     assert found.sum((1, 2)).tolist() == [expected, expected]
     for values, mask in zip(heat, found, strict=True):
         assert torch.equal(values[mask].sort().values, values.flatten().sort().values[108 - expected :])
-
-
-def test_otsus_threshold_is_each_clips_own_and_even_rollout_has_none() -> None:
-    two = torch.tensor([[0.1, 0.2, 0.1], [0.9, 1.0, 0.9]])
-    low = torch.tensor([[0.30, 0.01, 0.31], [0.01, 0.01, 0.30]])
-    found = important_patches(torch.stack([two, torch.ones(2, 3), low]), select="otsu")
-    assert found.tolist() == [[[0, 0, 0], [1, 1, 1]], [[0] * 3] * 2, [[1, 0, 1], [0, 0, 1]]]
 
 
 # Controls
@@ -300,7 +255,7 @@ def test_control_patches_are_taken_in_order_as_long_as_they_cover_no_more(strate
     generator = torch.Generator().manual_seed(2)
     drawn = torch.rand(heat.shape, generator=generator)
     generator.manual_seed(2)
-    first_row, first_column = (torch.randint(size, (clips, 1, 1), generator=generator) for size in (rows, columns))
+    first_row, first_column = (torch.randint(n, (clips,), generator=generator) for n in (rows, columns))
     places = [(row, column) for row in range(rows) for column in range(columns)]
     for clip in range(clips):
         area = greedy([[place for place in places if important[clip][place]]], 10**6, (rows, columns), patch, stride)[1]
@@ -333,3 +288,113 @@ def test_error_and_layout_take_patches_of_another_size() -> None:
     masked = mask_spectrogram(x, mask, 4, 3)
     assert (masked == 0).sum((1, 2, 3)).tolist() == [2 * 16, 0]
     assert masked[0, 0, :4, :4].count_nonzero() == masked[0, 0, 3:, 6:].count_nonzero() == 0
+
+
+# Padding
+
+
+def test_a_patch_is_of_speech_unless_all_its_cells_have_the_lowest_value() -> None:
+    spectrogram = torch.zeros(2, 1, 128, 1001)
+    spectrogram[0, :, :, :500] = 0.3  # column c begins with frame 10 c: columns 0 to 49 hold speech
+    spectrogram[1, :, 20, 700] = 1.0  # a single cell: rows 1 and 2 and columns 69 and 70 hold it
+    found = speech_patches(spectrogram)
+    assert found.shape == (2, 12, 99) and found.dtype == torch.bool
+    assert torch.equal(found[0], (torch.arange(99) < 50).expand(12, 99))
+    assert found[1].nonzero().tolist() == [[1, 69], [1, 70], [2, 69], [2, 70]]
+
+
+def test_only_speech_counts_and_is_important() -> None:
+    heat = torch.tensor([[[0.2, 0.3, 0.5, 1.0, 0.9]], [[0.1, 0.2, 0.4, 0.8, 1.0]]])
+    speech = torch.tensor([[[True, True, True, False, False]], [[True] * 5]])
+    assert important_patches(heat, speech=speech).tolist() == [[[0, 1, 1, 0, 0]], [[0, 0, 0, 1, 1]]]
+    stretched = important_patches(heat, 0.3, "minmax", speech=speech)  # 0, 1/3, 1 of the first clip
+    assert stretched.tolist() == [[[0, 1, 1, 0, 0]], [[0, 0, 1, 1, 1]]]
+    share = important_patches(heat, select="share", share=0.4, speech=speech)  # 1 of 3 and 2 of 5
+    assert share.tolist() == [[[0, 0, 1, 0, 0]], [[0, 0, 0, 1, 1]]]
+
+
+def test_settings_choose_patches_and_whether_padding_may_be_masked() -> None:
+    heat = torch.rand(3, 12, 99, generator=torch.Generator().manual_seed(0))
+    speech = (torch.arange(99) < torch.tensor([14, 46, 99])[:, None, None]).expand(3, 12, 99)
+
+    def chosen(seed=1, **changes) -> torch.Tensor:
+        return choose_patches(heat, MaskSettings(**changes), torch.Generator().manual_seed(seed), 16, 10, speech)
+
+    named = {"threshold": 0.7, "scale": "minmax", "share": 0.3}
+    for select in ("threshold", "share"):
+        for padding, allowed in (("include", None), ("exclude", speech)):
+            changes = {**named, "select": select, "padding": padding}
+            important = chosen(**changes)
+            assert torch.equal(important, important_patches(heat, 0.7, "minmax", select, 0.3, allowed))
+            for strategy in ("random", "least", "stripes", "none"):
+                generator = torch.Generator().manual_seed(1)
+                control = control_patches(strategy, heat, important, generator, 16, 10, allowed)
+                assert torch.equal(chosen(strategy=strategy, **changes), control)
+    assert (chosen(select="share") & ~speech).any()
+    assert torch.equal(chosen(), heat > 0.5 * heat.amax((1, 2), True))
+    coarse = choose_patches(heat, MaskSettings(strategy="least"), torch.Generator(), 5, 5, speech)
+    assert torch.equal(coarse, control_patches("least", heat, chosen(), torch.Generator(), 5, 5))
+
+
+# Properties
+
+seeds, shares = st.integers(0, 2**31), st.floats(0, 1)
+grids = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))
+
+
+def examples(number: int) -> settings:
+    return settings(deadline=None, max_examples=number, derandomize=True)
+
+
+@examples(60)
+@given(seeds, grids, shares, st.floats(-10, 10, width=32))
+def test_a_masked_spectrogram_differs_where_a_masked_patch_lies_and_is_the_fill_there(seed, grid, share, fill) -> None:
+    rows, columns, patch, stride, rim = grid
+    generator = torch.Generator().manual_seed(seed)
+    size = ((rows - 1) * stride + patch + rim, (columns - 1) * stride + patch + rim)
+    x = 20 + torch.rand(2, 1, *size, generator=generator)  # never the fill
+    before, mask = x.clone(), torch.rand(2, rows, columns, generator=generator) < share
+    expected = x.clone()
+    for clip, row, column in mask.nonzero().tolist():
+        top, left = row * stride, column * stride
+        expected[clip, 0, top : top + patch, left : left + patch] = fill
+    assert torch.equal(mask_spectrogram(x, mask, patch, stride, fill), expected)
+    assert torch.equal(covered(mask, patch, stride), (expected != x).sum((1, 2, 3)))
+    assert torch.equal(x, before)
+
+
+@examples(40)
+@given(seeds, st.lists(shares, min_size=2, max_size=5), st.sampled_from(["max", "minmax"]), st.integers(1, 4))
+def test_a_higher_threshold_masks_no_further_patch(seed, thresholds, scale, levels) -> None:
+    """Where many patches have the same rollout too."""
+    heat = torch.randint(levels + 1, (2, 5, 7), generator=torch.Generator().manual_seed(seed)) / levels
+    heat[:, 0, 0] = 1
+    masks = torch.stack([important_patches(heat, threshold, scale) for threshold in sorted(thresholds)])
+    assert (masks[1:] <= masks[:-1]).all()
+
+
+@examples(60)
+@given(
+    seeds,
+    shares,
+    st.sampled_from(["random", "least", "stripes"]),
+    st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6)),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_controls_cover_no_more_and_less_than_a_patch_less(
+    seed, share, strategy, shape, stride, levels, padded
+) -> None:
+    rows, columns, patch = shape
+    generator = torch.Generator().manual_seed(seed)
+    heat = torch.randint(levels + 1, (3, rows, columns), generator=generator) / max(1, levels)  # ties, or all alike
+    important = torch.rand(3, rows, columns, generator=generator) < share
+    ends = torch.randint(1, columns + 1, (3, 1, 1), generator=generator)
+    speech = (torch.arange(columns) < ends).expand(3, rows, columns) if padded else None
+    if speech is not None:
+        important = important & speech
+    mask = control_patches(strategy, heat, important, generator, patch, stride, speech)
+    missing = covered(important, patch, stride) - covered(mask, patch, stride)
+    assert missing.min() >= 0 and missing.max() < patch * patch
+    assert speech is None or not (mask & ~speech).any()

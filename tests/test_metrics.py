@@ -1,6 +1,5 @@
-"""Accuracy, macro F1, their intervals and McNemar's test: against scikit-learn and against numbers worked by hand."""
+"""Accuracy, macro F1, intervals and paired tests: against scikit-learn, statsmodels and numbers worked by hand."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -9,27 +8,35 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from samsg.report import metrics
-from samsg.settings import SamsgError
+from samsg import metrics
 
 CLASSES = ["anger", "fear", "neutral"]
 
 
 def table(truth, predicted, **columns):
     clips = [f"clip{index}" for index in range(len(truth))]
-    return pd.DataFrame({"clip": clips, "emotion": list(truth), "predicted": list(predicted), **columns})
+    return pd.DataFrame({"clip": clips, "emotion": list(truth), "predicted": list(predicted), "seed": 0, **columns})
 
 
-def drawn(n, right, seed, classes=CLASSES):
+def drawn(n, correct, seed, classes=CLASSES):
     random = np.random.default_rng(seed)
     truth = random.choice(classes, n)
-    return table(truth, np.where(random.random(n) < right, truth, random.choice(classes, n)))
+    return table(truth, np.where(random.random(n) < correct, truth, random.choice(classes, n)))
+
+
+def by_speakers(shares, clips=50):
+    """Predictions of several speakers, each with its share of correct clips."""
+    correct = np.concatenate([np.arange(clips) < share * clips for share in shares])
+    speakers = np.repeat([f"s{index}" for index in range(len(shares))], clips)
+    return table(["anger"] * len(correct), np.where(correct, "anger", "fear"), speaker=speakers)
+
+
+# Metrics
 
 
 def test_by_hand():
     truth = ["anger", "anger", "anger", "fear", "fear", "neutral"]
     predicted = ["anger", "anger", "fear", "fear", "anger", "fear"]
-    assert metrics.accuracy(truth, predicted) == 3 / 6
     # F1 = 2 TP / (2 TP + FP + FN): anger 4/6, fear 2/5, neutral 0.
     assert metrics.macro_f1(truth, predicted, CLASSES) == pytest.approx((4 / 6 + 2 / 5 + 0) / 3)
     counts = metrics.confusion_matrix(truth, predicted, CLASSES)
@@ -39,252 +46,216 @@ def test_by_hand():
 
 def test_a_class_that_never_occurs_counts_as_zero():
     assert metrics.macro_f1(["anger", "fear"], ["anger", "fear"], CLASSES) == pytest.approx(2 / 3)
+    assert metrics.summarise(table(["anger", "fear"], ["anger", "fear"]), CLASSES).macro_f1.value == pytest.approx(
+        2 / 3
+    )
 
 
-@pytest.mark.parametrize(
-    ("correct", "n", "percent"),
-    [
-        (57, 72, (68.4, 86.9)),
-        (68, 72, (86.6, 97.8)),
-        (71, 80, (80.0, 94.0)),
-        (78, 81, (89.7, 98.7)),
-        (750, 1116, (64.4, 69.9)),
-        (960, 1117, (83.8, 87.9)),
-    ],
-)
-def test_wilson_intervals_of_the_printed_accuracies(correct, n, percent):
-    assert tuple(round(100 * end, 1) for end in metrics.wilson_interval(correct, n)) == percent
-
-
-def test_summary_of_one_seed():
+def test_summary_of_one_seed_agrees_with_scikit_learn():
     predictions = drawn(72, 0.7, seed=1)
     summary = metrics.summarise(predictions, CLASSES)
     truth, predicted = predictions["emotion"], predictions["predicted"]
-    right = int((truth == predicted).sum())
-    assert (summary.n, summary.seeds, summary.size) == (72, 1, "n = 72, 1 seed")
-    assert summary.accuracy.value == pytest.approx(right / 72)
-    assert (summary.accuracy.low, summary.accuracy.high) == metrics.wilson_interval(right, 72)
-    assert summary.macro_f1.value == reference.f1_score(truth, predicted, labels=CLASSES, average="macro")
+    correct = int((truth == predicted).sum())
+    assert (summary.n, summary.seeds, summary.size, summary.unit) == (72, 1, "n = 72, 1 seed", "clip")
+    assert summary.accuracy.value == pytest.approx(correct / 72)
+    assert (summary.accuracy.low, summary.accuracy.high) == metrics.wilson_interval(correct, 72)
+    expected = reference.f1_score(truth, predicted, labels=CLASSES, average="macro")
+    assert summary.macro_f1.value == pytest.approx(expected, abs=1e-12)
     assert math.isnan(summary.accuracy.std) and math.isnan(summary.macro_f1.std)
     assert summary.support == truth.value_counts().reindex(CLASSES).to_dict()
 
 
-def test_summary_of_several_seeds():
+def test_several_seeds_of_the_same_clips_are_averaged():
     first = table(["anger", "fear", "fear", "neutral"], ["anger", "fear", "fear", "neutral"], seed=0)
     second = table(["anger", "fear", "fear", "neutral"], ["anger", "fear", "anger", "anger"], seed=1)
     summary = metrics.summarise(pd.concat([first, second]), CLASSES)
     assert (summary.n, summary.seeds, summary.size) == (4, 2, "n = 4, 2 seeds")
     assert summary.accuracy.value == 0.75
     assert summary.accuracy.std == pytest.approx(math.sqrt(0.125))  # of 1 and 0.5, over n - 1
+    each = [metrics.macro_f1(run["emotion"], run["predicted"], CLASSES) for run in (first, second)]
+    assert summary.macro_f1.value == pytest.approx(np.mean(each))
+    assert summary.macro_f1.std == pytest.approx(np.std(each, ddof=1))
     assert summary.support == {"anger": 1, "fear": 2, "neutral": 1}
-    assert summary.accuracy.low <= 0.75 <= summary.accuracy.high
 
 
-def test_the_bootstrap_of_accuracy_is_the_binomial_distribution():
-    # Resampling n clips of which k are right draws from Binomial(n, k / n): its quantiles are known exactly.
-    predictions = table(["anger"] * 200, ["anger"] * 150 + ["fear"] * 50)
-    low, high = metrics.bootstrap_intervals(predictions, CLASSES, draws=20_000)["accuracy"]
+def test_folds_are_counted_together():
+    folds = [drawn(10 + 20 * seed, 0.7, seed).assign(seed=seed) for seed in range(4)]
+    folds = [fold.assign(clip=fold["clip"] + f"of{seed}") for seed, fold in enumerate(folds)]
+    together = pd.concat(folds)
+    summary, one = metrics.summarise(together, CLASSES), metrics.summarise(together.assign(seed=0), CLASSES)
+    assert (summary.n, summary.seeds) == (160, 4)
+    for name in ("accuracy", "macro_f1"):
+        ours, pooled = getattr(summary, name), getattr(one, name)
+        assert (ours.value, ours.low, ours.high) == (pooled.value, pooled.low, pooled.high)
+    accuracies = [(fold["emotion"] == fold["predicted"]).mean() for fold in folds]
+    assert summary.accuracy.std == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_the_unit_is_what_the_protocol_holds_out():
+    assert [metrics.unit_of(name) for name in ("random", "speaker", "sentence")] == ["clip", "speaker", "sentence"]
+
+
+# Intervals
+
+
+def test_wilson_intervals_of_the_printed_accuracies():
+    counts = [(57, 72), (68, 72), (71, 80), (78, 81), (750, 1116), (960, 1117)]
+    percent = [(68.4, 86.9), (86.6, 97.8), (80.0, 94.0), (89.7, 98.7), (64.4, 69.9), (83.8, 87.9)]
+    assert [tuple(round(100 * end, 1) for end in metrics.wilson_interval(*each)) for each in counts] == percent
+
+
+def factor(units):
+    return stats.t.ppf(0.975, units - 1) / stats.norm.ppf(0.975) * math.sqrt(units / (units - 1))
+
+
+def test_the_interval_of_macro_f1_equals_a_count_over_resamples():
+    classes, predictions = [*CLASSES, "joy"], drawn(30, 0.6, seed=2)  # no joy anywhere
+    times = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=2000)
+    scores = []
+    for name in classes:
+        true, predicted = (times * (predictions[column] == name).to_numpy() for column in ("emotion", "predicted"))
+        hits = np.minimum(true, predicted).sum(1)
+        scores.append(2 * hits / np.maximum(true.sum(1) + predicted.sum(1), 1))
+    values = np.mean(scores, axis=0)
+    again = predictions.loc[np.repeat(np.arange(30), times[0])]
+    assert values[0] == pytest.approx(metrics.macro_f1(again["emotion"], again["predicted"], classes))
+    found = metrics.summarise(predictions, classes).macro_f1
+    expected = found.value + factor(30) * (np.quantile(values, [0.025, 0.975]) - found.value)
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
+
+
+def test_resampling_clips_draws_from_the_binomial_distribution():
+    # Every clip under two seeds with the same answers: 150 of 200 are correct, a draw is Binomial(200, 0.75).
+    one = table(["anger"] * 200, ["anger"] * 150 + ["fear"] * 50)
+    found = metrics.summarise(pd.concat([one.assign(seed=seed) for seed in (0, 1)]), CLASSES).accuracy
     exact = stats.binom(200, 0.75).ppf([0.025, 0.975]) / 200
-    assert abs(low - exact[0]) <= 1 / 200 and abs(high - exact[1]) <= 1 / 200
+    # 2000 draws leave a quantile uncertain by 5 / sqrt(2000) of a standard deviation (0.03): 0.0035 at most.
+    assert (found.low, found.high) == pytest.approx(0.75 + factor(200) * (exact - 0.75), abs=0.006)
 
 
-def test_the_bootstrap_of_macro_f1_equals_a_loop_over_resamples():
-    predictions = drawn(60, 0.6, seed=2)
-    times = np.random.default_rng(5).multinomial(60, np.full(60, 1 / 60), size=200)
-    values = []
-    for each in times:
-        again = predictions.loc[np.repeat(np.arange(60), each)]
-        values.append(metrics.macro_f1(again["emotion"], again["predicted"], CLASSES))
-    expected = np.quantile(values, [0.025, 0.975])
-    interval = metrics.bootstrap_intervals(predictions, CLASSES, draws=200, seed=5)["macro_f1"]
-    assert interval == pytest.approx(expected, abs=1e-12)
+def test_two_speakers_give_a_wide_interval_and_not_their_two_scores():
+    found = metrics.summarise(by_speakers([0.22, 0.26]), CLASSES, "speaker").accuracy
+    # The percentiles are the two scores, 2 points off their mean; t(1) / z * sqrt(2) = 9.17 times as far.
+    assert factor(2) == pytest.approx(9.168, abs=1e-3)
+    assert (found.low, found.high) == pytest.approx((0.24 - 0.02 * factor(2), 0.24 + 0.02 * factor(2)))
+
+
+def test_speakers_with_equal_scores_give_no_narrower_interval_than_independent_clips():
+    predictions = by_speakers([0.5, 0.5, 0.5])
+    speakers, clips = (metrics.summarise(predictions, CLASSES, unit) for unit in ("speaker", "clip"))
+    assert speakers.accuracy[:3] == clips.accuracy[:3] and speakers.accuracy.low < 0.43
+    assert speakers.macro_f1[:3] == clips.macro_f1[:3]
+
+
+def test_one_speaker_gives_no_interval():
+    summary = metrics.summarise(by_speakers([0.6]), CLASSES, "speaker")
+    assert summary.accuracy.value == 0.6 and summary.unit == "speaker"
+    for estimate in (summary.accuracy, summary.macro_f1):
+        assert math.isnan(estimate.low) and math.isnan(estimate.high)
+
+
+def test_unknown_speakers_are_units_of_their_own():
+    known = by_speakers([0.2, 0.8, 0.4])
+    unknown = known.assign(speaker="")
+    by_clip = metrics.summarise(known, CLASSES)
+    assert metrics.summarise(unknown, CLASSES, "speaker").macro_f1[:3] == by_clip.macro_f1[:3]
+    assert metrics.summarise(known, CLASSES, "speaker").macro_f1[:3] != by_clip.macro_f1[:3]
+
+
+def test_intervals_lie_between_0_and_1_and_hold_their_estimate():
+    for shares in ([0.0, 1.0], [1.0, 1.0], [0.9, 1.0, 0.2]):
+        summary = metrics.summarise(by_speakers(shares), CLASSES, "speaker")
+        for estimate in (summary.accuracy, summary.macro_f1):
+            assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+@pytest.mark.parametrize("speakers", [3, 6])
+def test_the_interval_covers_what_it_claims(speakers):
+    # 500 test sets of speakers whose accuracies spread by 0.12 about 0.6. 95 % of 500 are 475, give or take 5.
+    random, hits = np.random.default_rng(0), 0
+    for _ in range(500):
+        correct = random.binomial(30, np.clip(random.normal(0.6, 0.12, speakers), 0, 1))
+        sums = np.stack([correct, np.full(speakers, 30)], axis=1)
+        low, high = metrics.cluster_interval(sums, lambda total: total[..., 0] / total[..., 1])
+        hits += low <= 0.6 <= high
+    assert hits >= 460
 
 
 def test_a_clip_that_several_seeds_predict_alike_counts_once():
     one = drawn(80, 0.7, seed=3)
-    five = pd.concat([one.assign(seed=seed) for seed in range(5)])
-    assert metrics.bootstrap_intervals(five, CLASSES) == metrics.bootstrap_intervals(one, CLASSES)
+    two, five = (metrics.summarise(pd.concat([one.assign(seed=s) for s in range(n)]), CLASSES) for n in (2, 5))
+    assert (two.accuracy, two.macro_f1) == (five.accuracy, five.macro_f1)
 
 
-def test_clusters_of_clips_that_are_right_together_widen_the_interval():
-    predictions = table(["anger"] * 100, ["anger"] * 70 + ["fear"] * 30, speaker=[str(i // 10) for i in range(100)])
-    clips, speakers = (metrics.summarise(predictions, CLASSES, cluster=by).accuracy for by in ("clip", "speaker"))
-    assert speakers.high - speakers.low > 2 * (clips.high - clips.low)
+def test_a_seed_of_which_no_clip_is_drawn_has_no_say():
+    rows = [("a", 0), ("b", 0), ("c", 0), ("c", 1)]
+    predictions = pd.DataFrame(rows, columns=["clip", "seed"]).assign(emotion="fear", predicted="fear")
+    summary = metrics.summarise(predictions, ["fear"])
+    assert (summary.accuracy.low, summary.accuracy.high) == (summary.macro_f1.low, summary.macro_f1.high) == (1, 1)
 
 
-def test_seeds_that_test_different_clips():
-    folds = [drawn(30, 0.7, seed).assign(seed=seed) for seed in range(4)]
-    folds = [fold.assign(clip=fold["clip"] + f"of{seed}") for seed, fold in enumerate(folds)]
-    summary = metrics.summarise(pd.concat(folds), CLASSES)
-    assert summary.n == 120
-    assert summary.accuracy.value == pytest.approx(np.mean([(f["emotion"] == f["predicted"]).mean() for f in folds]))
-    assert 0 < summary.macro_f1.low < summary.macro_f1.value < summary.macro_f1.high < 1
+# Pairs of methods
 
 
-def test_the_same_numbers_each_time():
-    assert metrics.summarise(drawn(50, 0.5, 4).assign(seed=0), CLASSES) != metrics.summarise(drawn(50, 0.5, 5), CLASSES)
-    first, second = (metrics.bootstrap_intervals(drawn(50, 0.5, 4), CLASSES) for _ in range(2))
-    assert first == second
-
-
-def test_mcnemar_by_hand():
+def test_mcnemar_by_hand_and_in_scipy():
     truth = ["anger"] * 12
     first = table(truth, ["anger"] * 10 + ["fear"] * 2)
     second = table(truth, ["anger"] * 2 + ["fear"] * 8 + ["anger"] + ["fear"])
-    result = metrics.mcnemar(first, second.sample(frac=1, random_state=0))
-    assert (result.first_only, result.second_only) == (8, 1)
-    assert result.p_value == pytest.approx(2 * (1 + 9) / 2**9)  # two tails of Binomial(9, 1/2) at 1
-    assert metrics.mcnemar(second, first).p_value == pytest.approx(result.p_value)
-    assert metrics.mcnemar(first, first) == metrics.McNemar(0, 0, 1.0)
+    found = metrics.paired_difference(first, second.sample(frac=1, random_state=0))
+    assert (found.only_first, found.only_second, found.value) == (8, 1, pytest.approx(7 / 12))
+    assert found.p == pytest.approx(2 * (1 + 9) / 2**9)  # two tails of Binomial(9, 1/2) at 1
+    assert found.p == pytest.approx(stats.binomtest(8, 9).pvalue)
+    swapped = metrics.paired_difference(second, first)
+    assert (swapped.value, swapped.low, swapped.high, swapped.p) == pytest.approx(
+        (-found.value, -found.high, -found.low, found.p)
+    )
 
 
-def test_mcnemar_needs_the_same_clips_once():
-    first = drawn(10, 0.5, 1)
-    with pytest.raises(SamsgError, match="10 and 9 clips, 9 of them in both"):
-        metrics.mcnemar(first, first.iloc[1:])
-    with pytest.raises(SamsgError, match="one seed at a time"):
-        metrics.mcnemar(first, pd.concat([first, first]))
+def test_the_interval_of_a_difference_resamples_speakers():
+    first, second = by_speakers([0.8, 0.6, 0.7, 0.9]), by_speakers([0.5, 0.6, 0.3, 0.5])
+    sums = np.array([[15, 50], [0, 50], [20, 50], [20, 50]])  # of only the first correct, and clips
+    draws = np.random.default_rng(0).multinomial(4, np.full(4, 0.25), size=2000) @ sums
+    expected = 0.275 + factor(4) * (np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]) - 0.275)
+    found = metrics.paired_difference(first, second, "speaker")
+    assert found.value == pytest.approx(0.275) and (found.low, found.high) == pytest.approx(expected)
+    one = metrics.paired_difference(by_speakers([0.8]), by_speakers([0.5]), "speaker")
+    assert math.isnan(one.low) and math.isnan(one.high) and one.value == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(
-    ("predictions", "message"),
-    [
-        (table([], []), "found 0 rows"),
-        (table(["anger"], ["fear"]).drop(columns="predicted"), "columns clip, emotion$|found 1 rows"),
-        (table(["anger"], ["joy"]), "class 'joy'"),
-        (table(["anger", "fear"], ["fear", "fear"], part=["test", "validation"]), "one part; found test, validation"),
-        (pd.concat([table(["anger"], ["fear"])] * 2), "'clip0' is predicted twice"),
-    ],
-)
-def test_what_cannot_be_judged(predictions, message):
-    with pytest.raises(SamsgError, match=message):
-        metrics.summarise(predictions, CLASSES)
+def test_clips_under_several_seeds_have_a_difference_and_no_p_value():
+    first, second = (
+        pd.concat([drawn(40, share, 1).assign(seed=0), drawn(40, share, 1).assign(seed=1)]) for share in (0.9, 0.4)
+    )
+    found = metrics.paired_difference(first, second)
+    assert math.isnan(found.p) and found.low < found.value < found.high
+    accuracies = [(each["emotion"] == each["predicted"]).mean() for each in (first, second)]
+    assert found.value == pytest.approx(accuracies[0] - accuracies[1])
 
 
-def test_an_unknown_cluster():
-    with pytest.raises(SamsgError, match="no column 'speaker'"):
-        metrics.summarise(drawn(5, 0.5, 0), CLASSES, cluster="speaker")
+def test_holm_by_hand():
+    # Holm (1979): the smallest of m p-values times m, the next times m - 1, never less than the one before.
+    corrected = metrics.holm(pd.Series([0.01, np.nan, 0.04, 0.03, 0.5], index=list("abcde")))
+    np.testing.assert_allclose(corrected, [0.04, np.nan, 0.09, 0.09, 0.5])
+    assert list(corrected.index) == list("abcde")
+    assert metrics.holm(pd.Series([np.nan])).isna().all()
 
 
-def test_class_names():
-    predictions = drawn(5, 0.5, 0).assign(p_anger=0.0, p_fear=0.5, p_neutral=0.5, seed=0)
-    assert metrics.class_names(predictions) == CLASSES
+# The SVM baseline
 
 
-@pytest.mark.parametrize(
-    ("printed", "n", "fitting"),
-    [
-        (79.17, 72, [57]),
-        (94.44, 72, [68]),
-        (88.75, 80, [71]),
-        (88.75, 81, []),
-        (96.30, 80, []),
-        (96.30, 81, [78]),
-        (67.20, 1116, [750]),
-        (67.20, 1117, []),
-        (85.94, 1116, []),
-        (85.94, 1117, [960]),
-    ],
-)
-def test_which_counts_fit_the_papers_percentages(printed: float, n: int, fitting: list[int]) -> None:
-    assert metrics.fitting_counts(printed, n) == fitting
-
-
-def test_every_count_fits_its_own_percentage() -> None:
-    for n in (7, 72, 81, 1117):
-        for k in range(n + 1):
-            assert k in metrics.fitting_counts(round(100 * k / n, 2), n)
-
-
-def test_no_count_fits_a_percentage_that_is_further_away_than_half_its_last_digit() -> None:
-    assert [metrics.fitting_counts(printed, 2) for printed in (49.994, 49.995, 50.005, 50.006)] == [[], [1], [1], []]
-    assert [metrics.fitting_counts(printed, 2, digits=1) for printed in (50.05, 50.06)] == [[1], []]
-    assert metrics.fitting_counts(112.5, 8) == []  # nine of eight
-
-
-def test_a_class_that_a_resample_lacks_counts_as_zero_there_too() -> None:
-    classes, predictions = [*CLASSES, "joy"], drawn(6, 0.6, seed=2)  # no joy anywhere, and often one class less
-    times = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=300)
-    again = [predictions.loc[np.repeat(np.arange(6), each)] for each in times]
-    assert min(each["emotion"].nunique() for each in again) < 3
-    expected = {
-        "accuracy": [metrics.accuracy(each["emotion"], each["predicted"]) for each in again],
-        "macro_f1": [metrics.macro_f1(each["emotion"], each["predicted"], classes) for each in again],
-    }
-    found = metrics.bootstrap_intervals(predictions, classes, draws=300)
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
-
-
-def test_a_seed_of_which_no_clip_is_drawn_has_no_say() -> None:
-    # Two clips, one a seed, both right: half of all draws take one clip twice.
-    both = pd.DataFrame({"clip": ["a", "b"], "seed": [0, 1], "emotion": "fear", "predicted": "fear"})
-    assert metrics.bootstrap_intervals(both, ["fear"]) == {"accuracy": (1.0, 1.0), "macro_f1": (1.0, 1.0)}
-
-
-def test_the_accuracy_of_several_seeds_has_the_bootstraps_interval_and_2000_draws_from_seed_0() -> None:
-    predictions = pd.concat([drawn(40, 0.6, seed=7).assign(seed=seed) for seed in (1, 2)])
-    summary = metrics.summarise(predictions, CLASSES)
-    drawn_so = metrics.bootstrap_intervals(predictions, CLASSES, "clip", 2000, 0)
-    assert metrics.bootstrap_intervals(predictions, CLASSES) == drawn_so
-    for name in ("accuracy", "macro_f1"):
-        estimate = getattr(summary, name)
-        assert (estimate.low, estimate.high) == drawn_so[name]
-    others = [metrics.bootstrap_intervals(predictions, CLASSES, draws=n, seed=s) for n, s in ((2001, 0), (2000, 1))]
-    assert drawn_so not in others
-
-
-def test_support_of_a_class_without_clips_is_0_and_a_summary_stays_as_it_is() -> None:
-    summary = metrics.summarise(table(["fear", "fear"], ["fear", "anger"]), CLASSES)
-    assert summary.support == {"anger": 0, "fear": 2, "neutral": 0}
-    for frozen in (summary, summary.accuracy, metrics.McNemar(1, 2, 0.5)):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(frozen, dataclasses.fields(frozen)[0].name, 1)
-
-
-def test_the_first_of_several_clips_that_come_twice_is_named() -> None:
-    with pytest.raises(SamsgError, match="Clip 'clip0' is predicted twice"):
-        metrics.summarise(pd.concat([table(["anger", "fear"], ["fear", "fear"])] * 2), CLASSES)
-
-
-def test_mcnemar_says_how_many_clips_both_have() -> None:
-    first = drawn(10, 0.5, 1)
-    with pytest.raises(SamsgError, match="found 10 and 9 clips, 8 of them in both"):
-        metrics.mcnemar(first, first.iloc[1:].replace({"clip": {"clip9": "another"}}))
-    other = first.assign(emotion=["fear" if emotion == "anger" else "anger" for emotion in first["emotion"]])
-    with pytest.raises(SamsgError, match="same clips with the same emotions; found 10 and 10 clips, 10 of them"):
-        metrics.mcnemar(first, other)
-
-
-@pytest.mark.parametrize("cluster", ["clip", "speaker"])
-def test_the_bootstrap_of_a_difference_equals_a_loop_over_resamples(cluster: str) -> None:
-    speakers = np.repeat(["a", "b", "c", "d", "e"], [2, 3, 5, 7, 13])  # in the order of clips, once these are sorted
-    first = table(np.tile(CLASSES, 10), np.tile(CLASSES, 10)).sort_values("clip").assign(speaker=speakers)
-    random = np.random.default_rng(3)
-    first["predicted"] = np.where(random.random(30) < 0.8, first["emotion"], random.choice(CLASSES, 30))
-    second = first.assign(predicted=np.where(random.random(30) < 0.5, first["emotion"], random.choice(CLASSES, 30)))
-    gain = [
-        float(metrics.accuracy([row.emotion], [row.predicted]) - metrics.accuracy([other.emotion], [other.predicted]))
-        for row, other in zip(first.itertuples(), second.itertuples(), strict=True)
-    ]
-    assert set(gain) == {-1.0, 0.0, 1.0}
-    groups = [[place for place, name in enumerate(first[cluster]) if name == each] for each in first[cluster].unique()]
-    differences = []
-    for times in np.random.default_rng(0).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=2000):
-        places = [place for group, often in zip(groups, times, strict=True) for place in group * often]
-        differences.append(np.mean([gain[place] for place in places]))
-    found = metrics.bootstrap_difference(first, second.sample(frac=1, random_state=0), cluster)
-    assert found == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=1e-12)
-
-
-def test_the_bootstrap_of_a_difference_draws_2000_times_from_seed_0_and_clips() -> None:
-    first, second = drawn(50, 0.7, 1), drawn(50, 0.7, 1)
-    second["predicted"] = drawn(50, 0.3, 2)["predicted"]
-    # Of eight differing quantities, so that one draw more or another seed shows.
-    places = np.repeat(["a", "b", "c", "d", "e", "f", "g", "h"], [1, 2, 3, 5, 7, 9, 11, 12])
-    first, second = first.assign(speaker=places), second.assign(speaker=places)
-    found = metrics.bootstrap_difference(first, second, "speaker")
-    assert found == metrics.bootstrap_difference(first, second, "speaker", 2000, 0)
-    assert found != metrics.bootstrap_difference(first, second, "speaker", 2001, 0)
-    assert found != metrics.bootstrap_difference(first, second, "speaker", 2000, 1)
-    assert metrics.bootstrap_difference(first, second) == metrics.bootstrap_difference(first, second, "clip")
+@pytest.mark.parametrize("statistic", ["mean", "deviation", "change"])
+def test_the_svm_learns_each_of_its_statistics_from_training_clips_alone(statistic):
+    random, labels = np.random.default_rng(0), np.tile(["high", "low"], 30)
+    spectrograms = random.normal(size=(60, 8, 50))
+    for index in np.flatnonzero(labels == "high"):
+        if statistic == "mean":
+            spectrograms[index] += 1
+        elif statistic == "deviation":
+            spectrograms[index] *= 2
+        else:
+            spectrograms[index].sort(axis=1)  # the same values, without jumps
+    parts = np.repeat(["train", "test"], 30)
+    predicted = metrics.statistics_svm(spectrograms.astype(np.float16), labels, parts)
+    assert predicted.shape == (60,) and (predicted == labels).all()
+    turned = np.where(parts == "test", "low", labels)
+    assert (metrics.statistics_svm(spectrograms.astype(np.float16), turned, parts) == predicted).all()

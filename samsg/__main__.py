@@ -1,0 +1,5 @@
+"""``python -m samsg``."""
+
+from samsg.cli import main
+
+main()

@@ -1,0 +1,204 @@
+"""A sound file -> four views -> log-mel spectrograms (Sections III-A and IV-B, Eq. 1-2).
+
+A view depends on the clip's name, the view's name and one seed, so that its spectrogram, its rollout and its mask
+always belong together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor, nn
+from torchaudio.functional import add_noise, resample
+from torchaudio.transforms import MelSpectrogram
+
+from samsg.settings import AudioSettings, SamsgError, ViewSettings
+from samsg.storage import progress
+
+LFS_POINTER = b"version https://git-lfs"  # the text that Git LFS keeps in place of a sound
+SHORTEST, LONGEST = 0.064, 60.0  # s: one Fourier transform of the paper, and far more than a sentence
+SPECTROGRAMS, CLIPS, LEFT_OUT = "views.f16", "clips.csv", "left_out.csv"
+
+
+def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LONGEST) -> Tensor:
+    """Decode a sound file to mono at one rate: -> (S,), float32. Channels are averaged.
+
+    Args:
+        path: a file of any format that libsndfile reads.
+        sample_rate: Hz.
+        longest: s; a longer recording is refused before it is decoded.
+
+    Raises:
+        SamsgError: the file is missing, not a sound file, truncated, empty, too long, or holds NaN or infinity.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SamsgError(f"{path} is {'not a regular file' if path.exists() else 'missing'}.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LFS_POINTER))
+        if head in (b"", LFS_POINTER):
+            pointer = "is a Git LFS pointer, the text in place of a sound; run 'git lfs pull' where it comes from."
+            raise SamsgError(f"{path} {pointer if head else 'has 0 bytes.'}")
+        with soundfile.SoundFile(path) as sound:
+            rate, frames, details = sound.samplerate, sound.frames, sound.extra_info
+            if not 1_000 <= rate <= 768_000:
+                raise SamsgError(f"{path} states a sample rate of {rate} Hz: its header is damaged.")
+            if longest * rate < frames < 2**62:  # a stream of unknown length states more
+                raise SamsgError(f"{path} lasts {frames / rate:.0f} s; at most {longest:g} s are read. Cut it.")
+            samples = sound.read(math.ceil(longest * rate), "float32", always_2d=True).mean(axis=1)  # (S,)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", error)
+        raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
+    announced = re.search(r"^data : (\d+) \(should be (\d+)\)", details, re.M)
+    if announced and int(announced[2]) < int(announced[1]) < 2**31 - 1:  # more: written to a pipe, length unknown
+        raise SamsgError(f"{path} is truncated: {announced[2]} of {announced[1]} bytes of sound; fetch it again.")
+    if not len(samples) or not np.abs(samples).max() < 1e12:  # the power of more would overflow
+        raise SamsgError(f"{path} holds no samples, or samples that are NaN, infinite or too large.")
+    shared = math.gcd(rate, sample_rate)
+    if rate // shared > 1000:  # torchaudio's filters for such a ratio would fill the memory
+        return torch.from_numpy(resample_poly(samples, sample_rate // shared, rate // shared).astype(np.float32))
+    return resample(torch.from_numpy(samples), rate, sample_rate)
+
+
+def why_unusable(waveform: Tensor, sample_rate: int) -> str:
+    """Why a recording cannot be trained on, or '': min-max scaling of silence would divide by zero."""
+    if len(waveform) < SHORTEST * sample_rate:
+        return f"shorter than {SHORTEST} s"
+    if waveform.max() - waveform.min() <= 2 / 2**15:  # the last bit of 16-bit sound
+        return "digital silence"
+    return ""
+
+
+def fit_length(waveform: Tensor, n_samples: int) -> Tensor:
+    """Cut to the first ``n_samples``, or pad with zeros (Section IV-B): (S,) -> (64000,)."""
+    return nn.functional.pad(waveform, (0, n_samples - len(waveform)))
+
+
+def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, views: ViewSettings) -> Tensor:
+    """One view of a clip, 4 s long: (S,) -> (64000,). ``clip`` and ``view`` seed its random numbers.
+
+    'noise' adds white noise to the recording before it is padded, so that padding stays 0 and the signal-to-noise ratio
+    is that of the speech. 'shift' moves the clip in time and fills with zeros. 'speed' plays it faster or slower, with
+    its pitch. 'clean' is the clip itself.
+    """
+    generator = np.random.default_rng([views.seed, zlib.crc32(f"{clip}/{view}".encode())])
+    if view == "speed":
+        # In hundredths the ratio of the two rates stays small, and so does the resampling filter.
+        waveform = resample(waveform, round(100 * generator.uniform(min(views.speed), max(views.speed))), 100)
+    waveform = waveform[: audio.n_samples]
+    if view == "noise" and waveform.any():  # silence has no signal-to-noise ratio
+        noise = torch.from_numpy(generator.standard_normal(len(waveform), dtype=np.float32))
+        ratio = generator.uniform(min(views.snr), max(views.snr))  # dB
+        waveform = add_noise(waveform, noise, torch.tensor(ratio, dtype=torch.float32))
+    waveform = fit_length(waveform, audio.n_samples)
+    if view == "shift":
+        limit = min(round(views.shift * audio.sample_rate), audio.n_samples)
+        offset = int(generator.integers(-limit, limit + 1))
+        waveform = nn.functional.pad(waveform, (offset, -offset))  # a negative pad cuts
+    return waveform
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrograms, scaled clip by clip: (B, 64000) -> (B, 1, 128, 1001), float32.
+
+    Centred frames, Hamming window, power spectrum (Eq. 1), HTK mel scale (Eq. 2), no area normalisation, decibels.
+    'minmax' maps the quietest cell of a clip to 0 (black) and the loudest to 1: offset = minimum, divisor = maximum -
+    minimum, in dB. 'standardize' gives mean 0 and standard deviation 0.5, as AST does: offset = mean, divisor = twice
+    the deviation. Digital silence becomes 0 throughout.
+    """
+
+    def __init__(self, audio: AudioSettings = AudioSettings()) -> None:
+        super().__init__()
+        self.scaling, self.floor = audio.scaling, audio.floor
+        self.mel = MelSpectrogram(
+            sample_rate=audio.sample_rate,
+            n_fft=audio.n_fft,
+            win_length=audio.window,
+            hop_length=audio.hop,
+            n_mels=audio.n_mels,
+            window_fn=torch.hamming_window,
+            power=2.0,
+            norm=None,
+            mel_scale="htk",
+        )
+
+    def decibels(self, waveforms: Tensor) -> Tensor:
+        """Unscaled log-mel spectrograms in dB: (B, 64000) -> (B, 128, 1001)."""
+        return 10 * self.mel(waveforms).clamp(min=self.floor).log10()
+
+    def limits(self, decibels: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset and divisor of each clip's scaling, in dB: (B, 128, 1001) -> (B, 1, 1) twice."""
+        if self.scaling == "minmax":
+            offset = decibels.amin((1, 2), keepdim=True)
+            return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
+        return decibels.mean((1, 2), keepdim=True), (2 * decibels.std((1, 2), keepdim=True)).clamp(min=1e-6)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Scaled log-mel spectrograms: (B, 64000) -> (B, 1, 128, 1001)."""
+        decibels = self.decibels(waveforms)
+        offset, divisor = self.limits(decibels)
+        return ((decibels - offset) / divisor)[:, None]
+
+
+def clip_views(waveform: Tensor, clip: str, audio: AudioSettings, views: ViewSettings, log_mel: LogMel) -> np.ndarray:
+    """The spectrograms of all views of one clip: (S,) -> (V, 128, 1001), float16.
+
+    Half precision keeps values of [0, 1] to 0.0003, a tenth of the step of 8-bit grey pictures, and 0 exactly.
+    """
+    waveforms = torch.stack([make_view(waveform, clip, view, audio, views) for view in views.names])  # (V, 64000)
+    return log_mel(waveforms)[:, 0].numpy().astype(np.float16)
+
+
+def write_spectrograms(
+    manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings, views: ViewSettings
+) -> None:
+    """Prepare a corpus in one pass: read each sound, compute its views' spectrograms, append them to one file.
+
+    Leaves views.f16, (N, V, 128, 1001) in half precision; clips.csv, the manifest with a column samples (of the
+    recording, at ``audio.sample_rate``); and left_out.csv, the clips that cannot be trained on, with the reason.
+    """
+    log_mel, n, threads = LogMel(audio), len(manifest), torch.get_num_threads()
+
+    def work(path: str, clip: str) -> tuple[str, int, bytes]:
+        try:
+            waveform = read_sound(root / path, audio.sample_rate)
+        except SamsgError as error:
+            return str(error), 0, b""
+        if reason := why_unusable(waveform, audio.sample_rate):
+            return f"{path}: {reason}.", 0, b""
+        return "", len(waveform), clip_views(waveform, clip, audio, views, log_mel).tobytes()
+
+    reasons, samples = [], []
+    # One thread a clip: on work this small, torch's own threads wait for each other. 256 clips at a time, for memory.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    # Ordinary writes: a full disk is an error then, and through a memory map it would kill the process.
+    with pool, (folder / SPECTROGRAMS).open("wb") as file:
+        chunks = (manifest.iloc[start : start + 256] for start in range(0, n, 256))
+        jobs = (job for chunk in chunks for job in pool.map(work, chunk["path"], chunk["clip"]))
+        for reason, length, content in progress(jobs, "spectrograms", n):
+            file.write(content)
+            reasons.append(reason)
+            samples.append(length)
+    torch.set_num_threads(threads)
+    table = manifest.assign(samples=samples, reason=reasons)
+    usable = table["reason"] == ""
+    if not usable.any():
+        raise SamsgError(f"No sound in {root} can be used; the first: {reasons[0]}")
+    table[usable].drop(columns="reason").to_csv(folder / CLIPS, index=False)
+    table[~usable].drop(columns="samples").to_csv(folder / LEFT_OUT, index=False)
+
+
+def open_spectrograms(folder: Path, audio: AudioSettings, views: ViewSettings) -> np.ndarray:
+    """Memory-map what ``write_spectrograms`` left: (N, V, 128, 1001), float16, read only."""
+    shape = (-1, len(views.names), audio.n_mels, audio.n_frames)
+    return np.memmap(folder / SPECTROGRAMS, np.float16, "r").reshape(shape)

@@ -1,0 +1,225 @@
+"""The pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
+
+Functions without an ``ax`` return a whole figure, those with one draw on it. 7.16 inches is the width of a two-column
+page; text has 7 or 8 points. A note, such as 'synthetic speech', stands above the panels. Spectrograms have the shape
+(128, T), the lowest band first.
+"""
+
+from __future__ import annotations
+
+import string
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from samsg import metrics
+from samsg.settings import AudioSettings
+from samsg.storage import atomic
+
+Array = np.ndarray
+WIDTH = 7.16  # inches
+SMALL, MEDIUM = 7, 8  # points
+BLUE, GREEN, RED = "#0072B2", "#009E73", "#D55E00"  # Okabe & Ito (2008): safe for colour-blind readers
+PARTS = {"train": (BLUE, "-"), "validation": (GREEN, ":"), "test": (RED, "--")}  # colour, line
+MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
+CELLS: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "none"}  # one cell, one rectangle
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
+
+
+class DescribedFigure(Figure):
+    """A figure with a text alternative (nbconvert reads it in the image's metadata, MyST as plain text)."""
+
+    def description(self) -> str:
+        """The note, the title and labels of every panel, and the titles of its legends."""
+        texts = [self.get_suptitle().replace("\n", " ")]
+        for ax in self.axes:
+            labels = " over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+            texts.append(": ".join(filter(None, (ax.get_title() or ax.get_title(loc="left"), labels))))
+        texts += [legend.get_title().get_text() for legend in self.legends]
+        return ". ".join(dict.fromkeys(filter(None, texts)))
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        return {"text/plain": self.description()}, {"image/png": {"alt": self.description()}}
+
+    def draw(self, renderer: Any) -> None:
+        """Draw with text of at most 8 points."""
+        for text in self.findobj(mpl.text.Text):
+            text.set_fontsize(min(text.get_fontsize(), MEDIUM))
+        super().draw(renderer)
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: Any) -> tuple[Figure, Array]:
+    """An empty figure with its note, and its axes (rows, columns); size in inches, sharing is sharex and sharey."""
+    style: dict[str, Any] = {"figsize": size, "layout": "constrained", "dpi": 144, "FigureClass": DescribedFigure}
+    figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
+    plt.close(figure)  # or Jupyter would show it twice
+    for ax in axes.flat:
+        ax.tick_params(labelsize=SMALL, length=2, pad=2)
+    if note:
+        text = textwrap.fill(note[0].upper() + note[1:], int(16 * size[0]))
+        figure.suptitle(text, fontsize=MEDIUM, style="italic", color=RED)
+    return figure, axes
+
+
+def colour_bar(image: Any, axes: Any, label: str, **place: Any) -> None:
+    """A labelled colour bar beside one or several axes; place is that of ``Figure.colorbar``."""
+    bar = image.figure.colorbar(image, ax=axes, label=label, **{"pad": 0.02, "aspect": 15, **place})
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+
+
+def curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Sequence[str] = tuple(PARTS)) -> None:
+    """One line a part over epochs: the mean over histories, one a seed, in a band from the lowest to the highest."""
+    table = pd.concat(histories, ignore_index=True)
+    style: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 2, "markeredgewidth": 0, "legend": False}
+    for part in parts:
+        color, line = PARTS[part]
+        names = {"x": "epoch", "y": f"{part}_{measure}", "label": part}
+        sns.lineplot(table, **names, errorbar=("pi", 100), ax=ax, color=color, linestyle=line, **style)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    ax.grid(alpha=0.3, linewidth=0.5)
+
+
+def learning(histories: Sequence[pd.DataFrame], title: str = "", note: str = "") -> Figure:
+    """Loss and accuracy of one stage over its epochs, and the reconstruction loss if it has one; a history a seed."""
+    measures = {"loss": "Cross-entropy loss", "accuracy": "Accuracy", "reconstruction": "Reconstruction loss (MSE)"}
+    shown = [name for name in measures if f"train_{name}" in histories[0]]
+    figure, axes = panels(1, len(shown), (WIDTH, 2.4), note)
+    for ax, measure in zip(axes[0], shown, strict=True):
+        curves(ax, histories, measure)
+        ax.set(xlabel="Epoch", ylabel=measures[measure])
+    axes[0, 0].set_title(title, fontsize=MEDIUM, loc="left")
+    figure.legend(handles=axes[0, 0].get_lines(), ncols=3, **LEGEND)
+    return figure
+
+
+def confusion_matrices(
+    predictions: Mapping[str, pd.DataFrame], classes: Mapping[str, Sequence[str]], note: str = ""
+) -> Figure:
+    """Figure 5: one confusion matrix a corpus, three in a row. Numbers are clips, colour is the share of the row.
+
+    Args:
+        predictions: title of a panel -> predictions of one part; those of several seeds are counted together.
+        classes: title -> its classes, in the order of rows and columns.
+    """
+    columns = min(3, len(predictions))
+    rows = -(-len(predictions) // columns)
+    figure, axes = panels(rows, columns, (max(3.5, WIDTH / 3 * columns), 2.8 * rows + 0.4), note)
+    style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
+    for index, (title, table) in enumerate(predictions.items()):
+        ax, letter = axes.flat[index], f"({string.ascii_lowercase[index]}) " if len(predictions) > 1 else ""
+        counts = metrics.confusion_matrix(table["emotion"], table["predicted"], classes[title])
+        share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+        sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
+        ax.set(xlabel="Predicted emotion", ylabel="" if index % columns else "True emotion", title=letter + title)
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(axis="y", rotation=0)
+    for ax in axes.flat[len(predictions) :]:
+        ax.remove()
+    label = "Colour: share of the true emotion's clips; numbers: clips, all seeds together"
+    place = {"location": "bottom", "fraction": 0.03 / rows, "aspect": 40, "pad": 0.03}
+    colour_bar(axes.flat[0].collections[0], figure.axes, label, **place)
+    return figure
+
+
+def comparison(
+    tables: Mapping[str, pd.DataFrame], measure: str = "accuracy", reference: float = 0.0, note: str = ""
+) -> Figure:
+    """A dot and a 95 % interval for every method, one panel a table; methods and range are shared.
+
+    Args:
+        tables: title of a panel -> one row a method, columns <measure>, <measure>_low, <measure>_high, 0 to 1.
+        measure: 'accuracy' or 'difference'.
+        reference: where a dashed line stands, such as chance.
+    """
+    methods = list(dict.fromkeys(method for table in tables.values() for method in table.index))
+    figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * len(methods)), note, sharex="row", sharey="row")
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        places = [methods.index(method) for method in table.index]
+        value, low, high = (100 * table[f"{measure}{end}"] for end in ("", "_low", "_high"))
+        ax.hlines(places, low, high, color=BLUE, linewidth=1.2)
+        ax.plot(value, places, "o", color=BLUE, markersize=4)
+        ax.axvline(100 * reference, color=RED, linewidth=0.8, linestyle="--")
+        ax.set(title=title, xlabel=f"{measure.capitalize()} (%)")
+        ax.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
+    return figure
+
+
+def spectrogram(
+    ax: Axes,
+    log_mel: Array,
+    audio: AudioSettings,
+    title: str = "",
+    end: float = np.inf,
+    bar: str = "",
+    cmap: str = "magma",
+) -> AxesImage:
+    """A log-mel spectrogram in seconds and Hz; masked cells of a masked array are black.
+
+    Args:
+        ax, log_mel: where to draw, and (bands, frames) on the HTK mel scale (Eq. 2) from 0 to half the sample rate.
+        audio, title: the front end's settings; the text above the picture.
+        end: where the recording ends, s; the padding behind it is grey.
+        bar: label of a colour bar; none if empty.
+        cmap: colours, from the least to the largest value, masked ones included; ``set_clim`` changes these limits.
+    """
+    cells = np.ma.asanyarray(log_mel)
+    bands, frames = cells.shape
+    frame = audio.hop / audio.sample_rate  # s
+    # Frame j is centred at j * frame, band k at k.
+    extent = (-0.5 * frame, (frames - 0.5) * frame, -0.5, bands - 0.5)
+    image = ax.imshow(cells, mpl.colormaps[cmap].with_extremes(bad="black"), extent=extent, **CELLS)
+    image.set_clim(cells.data.min(), cells.data.max())
+    ticks = [frequency for frequency in MEL_TICKS if frequency < audio.sample_rate / 2]
+    # Band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
+    mel = np.log10(1 + np.array([*ticks, audio.sample_rate / 2]) / 700)
+    ax.set_yticks(mel[:-1] / mel[-1] * (bands + 1) - 1, [f"{f // 1000}k" if f >= 1000 else str(f) for f in ticks])
+    ax.set(xlabel="Time (s)", ylabel="Frequency (Hz)", title=title)
+    if end < extent[1]:
+        ax.axvspan(end, extent[1], facecolor="0.9", alpha=0.65, linewidth=0, zorder=3)
+        ax.axvline(end, color="white", linewidth=1, linestyle="--", zorder=3)
+    if bar:
+        colour_bar(image, ax, bar)
+    return image
+
+
+def overlay(
+    ax: Axes, log_mel: Array, heat: Array, audio: AudioSettings, patch: int = 16, stride: int = 10, **options: Any
+) -> AxesImage:
+    """A map of patches (12, 99), 0 to 1, over its spectrogram (128, 1001): the higher the more colour.
+
+    Patches overlap; each is shown by the cells around its centre, one stride wide. Options as ``spectrogram``.
+    """
+    spectrogram(ax, log_mel, audio, cmap="gray", **options)
+    ax.autoscale(False)
+    frame, start = audio.hop / audio.sample_rate, (patch - stride) / 2 - 0.5  # s, cells
+    top, right = (start + stride * count for count in heat.shape)
+    extent = (start * frame, right * frame, start, top)
+    return ax.imshow(heat, "inferno", alpha=0.85 * np.clip(heat, 0, 1), extent=extent, vmin=0, vmax=1, **CELLS)
+
+
+def mask_outline(ax: Axes, masked: Array, audio: AudioSettings) -> None:
+    """The outline of the masked cells, bool (128, 1001), on their spectrogram."""
+    frames, bands = (np.arange(-1, count + 1) for count in masked.T.shape)
+    seconds = frames * audio.hop / audio.sample_rate
+    ax.contour(seconds, bands, np.pad(masked, 1).astype(float), [0.5], colors="#56B4E9", linewidths=1)
+
+
+def save_figure(figure: Figure, folder: Path, stem: str) -> None:
+    """Write <stem>.png (200 dots an inch) and <stem>.pdf, without dates: the same bytes for the same figure."""
+    undated: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    for kind, metadata in undated.items():
+        # Type 42 is a kind of font that journals accept.
+        with atomic(Path(folder) / f"{stem}.{kind}") as partial, mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(partial, format=kind, dpi=200, metadata=metadata)

@@ -1,0 +1,142 @@
+"""From rollout to masked spectrogram (Section III-D, Fig. 3), and the loss on what was masked (Section IV-B)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samsg.model import patchify
+from samsg.settings import MaskSettings
+
+
+def important_patches(
+    heat: Tensor,
+    threshold: float = 0.5,
+    scale: Literal["max", "minmax"] = "max",
+    select: Literal["threshold", "share"] = "threshold",
+    share: float = 0.2,
+    speech: Tensor | None = None,
+) -> Tensor:
+    """The patches that the model attends to: (B, 12, 99) -> bool (B, 12, 99).
+
+    Args:
+        heat: rollout, as ``attention_rollout`` returns it.
+        threshold: patches above it are important (0.5 in the paper).
+        scale: what the threshold is compared with: the rollout divided by its maximum ('max'), or stretched from its
+            minimum, 0, to its maximum, 1 ('minmax'). Uniform rollout, stretched, has no important patches.
+        select, share: with 'share', the important patches are this share of all, rounded down, with the most rollout.
+        speech: bool (B, 12, 99), from ``speech_patches``: only these patches count and can be important; None: all.
+    """
+    speech = torch.ones_like(heat, dtype=torch.bool) if speech is None else speech
+    speech_heat = heat.masked_fill(~speech, -torch.inf)
+    if select == "share":
+        return _most(speech_heat, (share * speech.sum((1, 2)).double()).long())
+    high = speech_heat.amax((1, 2), keepdim=True)
+    low = heat.masked_fill(~speech, torch.inf).amin((1, 2), keepdim=True) if scale == "minmax" else 0
+    return (speech_heat - low) / (high - low).clamp(min=torch.finfo(heat.dtype).tiny) > threshold
+
+
+def choose_patches(
+    heat: Tensor, settings: MaskSettings, generator: torch.Generator, patch: int, stride: int, speech: Tensor
+) -> Tensor:
+    """The patches that the settings mask, important ones or those of a control: (B, 12, 99) -> bool (B, 12, 99)."""
+    speech = speech if settings.padding == "exclude" else torch.ones_like(speech)
+    mask = important_patches(heat, settings.threshold, settings.scale, settings.select, settings.share, speech)
+    if settings.strategy == "rollout":
+        return mask
+    return control_patches(settings.strategy, heat, mask, generator, patch, stride, speech)
+
+
+def control_patches(
+    strategy: str, heat: Tensor, important: Tensor, generator: torch.Generator, patch: int, stride: int, speech: Tensor
+) -> Tensor:
+    """Patches that cover the same area as the important ones, elsewhere: (B, 12, 99), bool (B, 12, 99) -> bool.
+
+    The area is the number of black cells: overlapping patches that lie apart cover more than neighbours do. Patches are
+    taken in the order of the strategy until the next one would cover more than the important patches, so the areas
+    differ by less than one patch. Only patches of ``speech`` are taken.
+
+    Strategies: 'random' patches; those with the 'least' rollout; 'stripes' of neighbouring columns and then rows, half
+    of the area each, at random places, as SpecAugment masks (Park et al., Interspeech 2019); 'none'.
+    """
+    if strategy == "none":
+        return torch.zeros_like(important)
+    area = covered(important, patch, stride)
+    if strategy in ("least", "random"):
+        values = -heat if strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
+        return _fill_area(values, speech, area, patch, stride)
+    rows, columns = heat.shape[1:]
+    top, left = (torch.randint(size, (len(heat), 1, 1), generator=generator) for size in (rows, columns))
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+    # The place of each patch in a stripe that grows to the right, or upwards, and goes on at the other end.
+    in_time = (column - left) % columns * rows + row  # (B, 12, 99)
+    in_frequency = (row - top) % rows * columns + column  # (B, 12, 99)
+    upright = _fill_area(-in_time.float().to(heat), speech, area // 2, patch, stride)
+    order = in_frequency.float().to(heat).masked_fill(upright, -1.0)  # what is masked already comes first
+    return _fill_area(-order, speech, area, patch, stride)
+
+
+def _fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
+    """Each clip's allowed patches with the largest values, as many as cover at most its area: -> bool (B, 12, 99)."""
+    values = values.masked_fill(~allowed, -torch.inf)
+    low, high = torch.zeros_like(area), allowed.sum((1, 2))
+    while (low < high).any():  # bisection: the area grows with every patch
+        middle = (low + high + 1) // 2
+        fits = covered(_most(values, middle), patch, stride) <= area
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
+    return _most(values, low)
+
+
+def _most(values: Tensor, counts: Tensor) -> Tensor:
+    """The patches with the largest values, ``counts`` of each clip: (B, 12, 99), (B,) -> bool (B, 12, 99)."""
+    order = values.flatten(1).argsort(dim=1, descending=True, stable=True)  # (B, N)
+    return (order.argsort(dim=1) < counts[:, None]).view_as(values)
+
+
+def speech_patches(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
+    """The patches that are not padding throughout: (B, 1, 128, 1001) -> bool (B, 12, 99)."""
+    # Padding is digital silence: its cells have the lowest value of the spectrogram.
+    highest = F.max_pool2d(spectrogram, patch, stride)[:, 0]  # (B, 12, 99)
+    return highest > spectrogram.amin((1, 2, 3))[:, None, None]
+
+
+def masked_cells(mask: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:
+    """The cells that any masked patch covers: bool (B, 12, 99) -> bool (B, 1, 128, 1001)."""
+    kernel = torch.ones(1, 1, patch, patch, device=mask.device)
+    cover = F.conv_transpose2d(mask[:, None].float(), kernel, stride=stride)  # (B, 1, 126, 996)
+    return F.pad(cover, (0, size[1] - cover.shape[3], 0, size[0] - cover.shape[2])) > 0
+
+
+def covered(mask: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
+    """Number of cells that the masked patches cover, overlaps counted once: bool (B, 12, 99) -> (B,)."""
+    rows, columns = ((size - 1) * stride + patch for size in mask.shape[1:])
+    return masked_cells(mask, (rows, columns), patch, stride).sum((1, 2, 3))
+
+
+def mask_spectrogram(spectrogram: Tensor, mask: Tensor, patch: int = 16, stride: int = 10, fill: float = 0.0) -> Tensor:
+    """Replace the cells of masked patches by ``fill``, black: (B, 1, 128, 1001), bool (B, 12, 99) -> as the first."""
+    height, width = spectrogram.shape[2:]
+    return spectrogram.masked_fill(masked_cells(mask, (height, width), patch, stride), fill)
+
+
+def reconstruction_error(
+    reconstruction: Tensor, spectrogram: Tensor, mask: Tensor, patch: int = 16, stride: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Squared error of masked patches (SSAST, Gong et al. 2022 [43]), summed over patches, and their number.
+
+    Shapes: (B, 1188, 256) from the reconstruction head, (B, 1, 128, 1001) before masking, bool (B, 12, 99).
+    """
+    error = (reconstruction.float() - patchify(spectrogram, patch, stride)).square().mean(2)  # (B, N)
+    weight = mask.flatten(1).to(error.dtype)  # (B, N)
+    return (error * weight).sum(), weight.sum()
+
+
+def assemble(patches: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:
+    """Patches as spectrograms, the mean where they overlap, 0 beyond them: (B, 1188, 256) -> (B, 1, 128, 1001)."""
+    columns = patches.transpose(1, 2)  # (B, 256, N)
+    total = F.fold(columns, size, patch, stride=stride)
+    count = F.fold(torch.ones_like(columns), size, patch, stride=stride)
+    return total / count.clamp(min=1)

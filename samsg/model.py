@@ -1,0 +1,166 @@
+"""The model: timm's distilled DeiT on log-mel spectrograms with two linear heads (Sections III-C and III-D, Fig. 1-2).
+
+DeiT: Touvron et al., ICML 2021 [27]. Overlapping patches and ImageNet weights on spectrograms: Gong et al. (AST),
+Interspeech 2021 [2]. timm sums the RGB filters for one channel and resamples the position embedding to the patch grid.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from samsg.settings import AudioSettings, ModelSettings, SamsgError, home
+
+# Mean and standard deviation of ImageNet's pictures in grey: the means of timm's IMAGENET_DEFAULT_MEAN and _STD.
+IMAGENET_GREY = (0.449, 0.226)
+EMBEDDED = Path(__file__).with_name("embedded.safetensors")
+
+
+def dinov2_file() -> Path:
+    """Where ``samsg weights`` puts the ViT-S that it converts: data/weights/dinov2_small.safetensors."""
+    return home() / "data" / "weights" / "dinov2_small.safetensors"
+
+
+def patch_grid(n_mels: int, n_frames: int, patch: int = 16, stride: int = 10) -> tuple[int, int]:
+    """Number of patches along frequency and time: (12, 99) for 128 x 1001, 1188 in all (Fig. 2).
+
+    Raises:
+        SamsgError: the spectrogram is smaller than one patch.
+    """
+    if min(n_mels, n_frames) < patch:
+        raise SamsgError(
+            f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}; "
+            "lower model.patch or audio.hop, or lengthen audio.seconds."
+        )
+    return (n_mels - patch) // stride + 1, (n_frames - patch) // stride + 1
+
+
+def patchify(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
+    """Cut out every patch, in the order of the tokens: (B, 1, 128, 1001) -> (B, 1188, 256)."""
+    return F.unfold(spectrogram, patch, stride=stride).transpose(1, 2)  # (B, N, patch * patch)
+
+
+class OverlappingPatchEmbed(PatchEmbed):
+    """timm's patch embedding, ``stride`` cells from patch to patch: (B, 1, 128, 1001) -> (B, 1188, dim)."""
+
+    def __init__(self, *arguments: Any, stride: int = 10, **named: Any) -> None:
+        self.stride = stride  # read by _init_img_size, which the parent's constructor calls
+        super().__init__(*arguments, **named)
+        self.proj.stride = (stride, stride)
+
+    def _init_img_size(self, img_size: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
+        rows, columns = patch_grid(img_size[0], img_size[1], self.patch_size[0], self.stride)
+        return img_size, (rows, columns), rows * columns
+
+
+class SpectrogramDeiT(nn.Module):
+    """DeiT with an emotion head on (CLS + DIST) / 2 and a reconstruction head on the patch tokens (Fig. 1).
+
+    Args:
+        n_classes: number of emotions.
+        size: 'tiny', 'small' or 'base' (dim 192, 384, 768; heads 3, 6, 12; 12 blocks).
+        depth: number of blocks; None: 12.
+        n_mels, n_frames: size of the spectrogram along frequency and time, in cells.
+        patch, stride: side of a patch and distance between neighbours, in cells.
+        weights: 'random'; 'imagenet', from timm's hub; 'embedded', samsg's own DeiT-tiny of six blocks; 'dinov2', the
+            ViT-S that ``samsg weights`` downloads; or a file with weights of a distilled DeiT (.safetensors, or .pth
+            as published by its authors).
+        normalize: mean and standard deviation that the input is standardised with. With ``IMAGENET_GREY`` a
+            spectrogram in [0, 1] is treated as the grey pictures that DeiT was trained on.
+
+    Raises:
+        SamsgError: the weights are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        size: str = "base",
+        depth: int | None = None,
+        n_mels: int = 128,
+        n_frames: int = 1001,
+        patch: int = 16,
+        stride: int = 10,
+        weights: str | Path = "random",
+        normalize: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.patch, self.stride, self.normalize = patch, stride, normalize
+        self.grid = patch_grid(n_mels, n_frames, patch, stride)
+        embed = partial(OverlappingPatchEmbed, stride=stride)
+        shape = {"img_size": (n_mels, n_frames), "patch_size": patch, "in_chans": 1, "embed_layer": embed}
+        self.vit = _create_vit(size, str(weights), depth or 12, self.grid, shape)
+        self.emotion_head = nn.Linear(self.vit.embed_dim, n_classes)
+        self.reconstruction_head = nn.Linear(self.vit.embed_dim, patch * patch)
+
+    def tokens(self, spectrogram: Tensor) -> Tensor:
+        """All output tokens, CLS and DIST first: (B, 1, 128, 1001) -> (B, 1190, dim)."""
+        mean, deviation = self.normalize
+        return self.vit.forward_features((spectrogram - mean) / deviation)
+
+    @staticmethod
+    def pool(tokens: Tensor) -> Tensor:
+        """(CLS + DIST) / 2 (Fig. 1): (B, 1190, dim) -> (B, dim)."""
+        return (tokens[:, 0] + tokens[:, 1]) / 2
+
+    def forward(self, spectrogram: Tensor, reconstruct: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Emotion logits: (B, 1, 128, 1001) -> (B, n_classes); with ``reconstruct`` the patches too, (B, 1188, 256)."""
+        tokens = self.tokens(spectrogram)  # (B, 1190, dim)
+        logits = self.emotion_head(self.pool(tokens))  # (B, n_classes)
+        return (logits, self.reconstruction_head(tokens[:, 2:])) if reconstruct else logits
+
+
+def build_model(
+    model: ModelSettings, audio: AudioSettings, n_classes: int, weights: str | None = None
+) -> SpectrogramDeiT:
+    """The model that the settings describe; ``weights`` replaces theirs. Errors as ``SpectrogramDeiT``."""
+    return SpectrogramDeiT(
+        n_classes,
+        model.size,
+        model.depth,
+        audio.n_mels,
+        audio.n_frames,
+        model.patch,
+        model.stride,
+        model.weights if weights is None else weights,
+        IMAGENET_GREY if model.normalize == "imagenet" and audio.scaling == "minmax" else (0.0, 1.0),
+    )
+
+
+def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], shape: dict[str, Any]) -> Any:
+    """timm's distilled DeiT with the weights that ``SpectrogramDeiT`` names."""
+    name, overlay = f"deit_{size}_distilled_patch16_224", None
+    try:
+        if weights not in ("random", "imagenet"):
+            path = {"embedded": EMBEDDED, "dinov2": dinov2_file()}.get(weights, Path(weights).expanduser())
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no file {path}")
+            # A .pth file is a pickle, which may run code: only tensors are read from it. timm drops the heads.
+            state = timm.models.load_state_dict(str(path), weights_only=True)
+            if f"blocks.{depth - 1}.norm1.weight" not in state:
+                raise ValueError(f"they have fewer than {depth} blocks")
+            if weights == "embedded":  # of 12 rows of patches, 128 mel bands; timm would take any grid for a square
+                rows = [12, (state["pos_embed"].shape[1] - 2) // 12]
+                positions = resample_abs_pos_embed(state["pos_embed"].float(), list(grid), rows, num_prefix_tokens=2)
+                state["pos_embed"] = positions  # (1, 1190, dim)
+            dropped = tuple(f"blocks.{block}." for block in range(depth, 12))
+            kept = {key: value for key, value in state.items() if not key.startswith(dropped)}
+            channels = state["patch_embed.proj.weight"].shape[1]
+            overlay = {"state_dict": kept, "input_size": (channels, 224, 224)}
+        vit: Any = timm.create_model(
+            name, weights != "random", pretrained_cfg_overlay=overlay, depth=depth, num_classes=0, **shape
+        )
+    except Exception as error:
+        raise SamsgError(
+            f"The weights of {name} (asked for: '{weights}') could not be loaded: {error}. Set model.weights to "
+            "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)."
+        ) from error
+    vit.pretrained_cfg.pop("state_dict", None)
+    return vit

@@ -1,0 +1,185 @@
+"""Attention rollout (Section III-D, Eq. 6-7) in three readings, one row at a time, and two maps to compare with.
+
+Abnar & Zuidema (ACL 2020) [13] mix each layer's attention A_raw, averaged over heads, with the identity, which stands
+for the residual connection, A = alpha A_raw + (1 - alpha) I (Eq. 6), and multiply the layers (Eq. 7). Only the row of
+CLS is used, and a row r passes through a layer as r A = alpha r A_raw + (1 - alpha) r. So neither the product nor the
+attention maps are kept: 12 layers x 12 heads x 1190 x 1190 numbers, 816 MB a clip. What is kept is the input of each
+layer's attention. Queries and keys are computed from it again, and attention for a few queries at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from samsg.model import SpectrogramDeiT
+from samsg.settings import SamsgError, nearest
+
+Reading = Literal["output_to_input", "as_printed", "discard", "last_layer", "gradient"]
+READINGS: tuple[Reading, ...] = ("output_to_input", "as_printed", "discard")  # without the two for comparison
+Token = Literal["cls", "mean"]
+SLICE = 2**22  # attention weights computed at once, 16 MB; benchmarks/rollout.py measures time and memory at this size
+
+
+@torch.no_grad()
+def rollout_row(
+    model: nn.Module,
+    spectrogram: Tensor,
+    alpha: float = 0.9,
+    reading: Reading = "output_to_input",
+    token: Token = "cls",
+    discard_ratio: float = 0.9,
+    layers: int | None = None,
+) -> Tensor:
+    """One row of the attention rollout over all tokens: (B, 1, 128, 1001) -> (B, 1190), each row sums to 1.
+
+    Args:
+        model: a ``SpectrogramDeiT``, or any ViT of timm with a CLS token and standard attention.
+        spectrogram: input of the model.
+        alpha: weight of the attention against the identity (Eq. 6), of the first two readings.
+        reading: 'output_to_input': the row of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed': the row of
+            A(1) ... A(L), as Eq. 7 is printed; 'discard': the row of A(L) ... A(1) where A is made as vit-explain
+            makes it (see ``discard_lowest``). Two maps for comparison: 'last_layer': the attention of the last layer
+            only; 'gradient': attention weighted by its gradient (see ``positive_relevance``).
+        token: the row of CLS, or the 'mean' of the CLS and distillation rows.
+        discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
+        layers: use only the last layers, this many; None: all.
+
+    Raises:
+        SamsgError: unknown reading or token, or the model has no such token or other attention than timm's.
+    """
+    for name, value, known in (("reading", reading, get_args(Reading)), ("row", token, get_args(Token))):
+        if value not in known:
+            raise SamsgError(f"There is no {name} '{value}' of the rollout; {nearest(value, known)}")
+    if token == "mean" and getattr(getattr(model, "vit", model), "dist_token", None) is None:
+        raise SamsgError("The mean of the CLS and distillation rows needs a model with a distillation token.")
+    if reading == "last_layer":
+        alpha, layers = 1.0, 1
+    last = slice(-layers if layers else None, None)
+    inputs = _attention_inputs(model, spectrogram)[last]
+    x, first = inputs[0][1], 2 if token == "mean" else 1  # (B, T, dim)
+    row = torch.zeros(x.shape[:2], device=x.device)  # (B, T)
+    row[:, :first] = 1 / first
+    if reading == "gradient":
+        for relevance in reversed(positive_relevance(model, spectrogram)[last]):
+            row = row + (row[:, None] @ relevance)[:, 0]
+        return row / row.sum(1, keepdim=True)
+    for attention, x in inputs if reading == "as_printed" else reversed(inputs):
+        if reading == "discard":
+            kept = discard_lowest(_mean_attention(attention, x), discard_ratio)  # (B, T, T)
+            row = row / (kept.sum(2) + 1)  # a row of (A + I) / 2 is divided by its sum
+            row = (row[:, :, None] * kept).sum(1) + row
+        else:
+            row = alpha * _row_times_attention(row, attention, x) + (1 - alpha) * row
+    return row
+
+
+def attention_rollout(
+    model: SpectrogramDeiT,
+    spectrogram: Tensor,
+    alpha: float = 0.9,
+    reading: Reading = "output_to_input",
+    token: Token = "cls",
+    discard_ratio: float = 0.9,
+    layers: int | None = None,
+) -> Tensor:
+    """``rollout_row`` of the patches on their grid, divided by its maximum: (B, 1, 128, 1001) -> (B, 12, 99)."""
+    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, layers)
+    heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
+    return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, spectrogram: Tensor) -> list[Tensor]:
+    """Attention of each layer, averaged over heads: (B, 1, 128, 1001) -> L x (B, 1190, 1190), first layer first."""
+    return [_mean_attention(attention, x) for attention, x in _attention_inputs(model, spectrogram)]
+
+
+def discard_lowest(attention: Tensor, ratio: float) -> Tensor:
+    """Set the lowest entries of each clip's map to 0: (B, T, T) -> (B, T, T).
+
+    As vit-explain (https://github.com/jacobgil/vit-explain) does: the share is of all T x T entries, rounded down, and
+    the attention of CLS to itself is kept. Its code then divides column j, not row j, by the sum of row j, because that
+    sum lacks ``keepdim``; here rows are divided.
+    """
+    flat = attention.flatten(1)  # (B, T * T)
+    lowest = flat.topk(int(ratio * flat.shape[1]), largest=False, sorted=False).indices
+    kept = flat.scatter(1, lowest, 0)
+    kept[:, 0] = flat[:, 0]
+    return kept.view_as(attention)
+
+
+def positive_relevance(model: Any, spectrogram: Tensor) -> list[Tensor]:
+    """Each layer's attention times its gradient for the predicted class, positive parts averaged over heads
+    (Chefer et al., CVPR 2021, Eq. 5): (B, 1, 128, 1001) -> L x (B, 1190, 1190). It keeps all attention maps."""
+    maps: list[Tensor] = []
+    layers = [block.attn for block in model.vit.blocks]
+    hooks = [layer.attn_drop.register_forward_hook(lambda *call: maps.append(call[2])) for layer in layers]
+    with torch.enable_grad(), _inspected(model, hooks):
+        for layer in layers:
+            layer.fused_attn = False  # fused attention has no map to hook
+        logits = model(spectrogram.detach().requires_grad_())  # (B, C)
+        gradients = torch.autograd.grad(logits.amax(1).sum(), maps)
+    return [(a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True)]  # heads averaged
+
+
+def _attention_inputs(model: nn.Module, spectrogram: Tensor) -> list[tuple[Attention, Tensor]]:
+    """Each block's attention and its input (B, T, dim) in a forward pass, first block first."""
+    vit: Any = getattr(model, "vit", model)
+    layers: list[Any] = [getattr(block, "attn", None) for block in getattr(vit, "blocks", [])]
+    if getattr(vit, "cls_token", None) is None or any(type(layer) is not Attention for layer in layers):
+        raise SamsgError(f"Rollout needs a CLS token and timm's standard attention; got {type(vit).__name__}.")
+    inputs: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
+    with _inspected(model, hooks):
+        (model.tokens if isinstance(model, SpectrogramDeiT) else vit.forward_features)(spectrogram)
+    return list(zip(layers, inputs, strict=True))
+
+
+@contextmanager
+def _inspected(model: nn.Module, hooks: list[Any]) -> Iterator[None]:
+    """Without dropout; afterwards the hooks are gone and each module works as before."""
+    modules = [(module, vars(module).copy()) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, attributes in modules:
+            vars(module).update(attributes)
+
+
+def _attention_slices(attention: Any, x: Tensor, n_queries: int) -> Iterator[tuple[slice, Tensor]]:
+    """Attention (Eq. 4) of the first queries, some at a time, in single precision: (B, T, dim) -> (B, H, S, T) each."""
+    size = 2 * attention.attn_dim  # queries and keys come before values
+    bias = attention.qkv.bias
+    qk = F.linear(x, attention.qkv.weight[:size], None if bias is None else bias[:size])  # (B, T, 2 * dim)
+    q, k = qk.unflatten(2, (2, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
+    q, k = attention.q_norm(q) * attention.scale, attention.k_norm(k).transpose(2, 3)
+    step = max(1, SLICE // q[..., 0].numel())
+    for start in range(0, n_queries, step):
+        queries = slice(start, min(start + step, n_queries))
+        yield queries, (q[:, :, queries] @ k).softmax(3, dtype=torch.float32)
+
+
+def _mean_attention(attention: Any, x: Tensor) -> Tensor:
+    """Attention averaged over heads: (B, T, dim) -> (B, T, T)."""
+    return torch.cat([weights.mean(1) for _, weights in _attention_slices(attention, x, x.shape[1])], 1)
+
+
+def _row_times_attention(row: Tensor, attention: Any, x: Tensor) -> Tensor:
+    """r A_raw, the attention averaged over heads: (B, T), (B, T, dim) -> (B, T)."""
+    # The first row has weight on CLS and DIST alone: the other queries would add nothing.
+    n_queries = row.shape[1] if bool(row[:, 2:].any()) else 2
+    total = torch.zeros_like(row)
+    for queries, weights in _attention_slices(attention, x, n_queries):
+        with torch.autocast(row.device.type, enabled=False):
+            total += (row[:, None, None, queries] @ weights).mean((1, 2))
+    return total

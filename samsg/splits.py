@@ -1,0 +1,93 @@
+"""Train, validation and test: 70 / 15 / 15 (Section IV-A), at random, by speaker or by sentence.
+
+The paper splits at random. Its printed percentages fit test sets of ceil(0.15 N) clips, and the counts in its Figure 5
+fit a split stratified by emotion (docs/ambiguities.md), which is what scikit-learn gives.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from samsg.corpora import PARTS
+from samsg.settings import PROTOCOLS, SamsgError, nearest
+
+HELD_OUT = 0.15  # of all clips, once for validation and once for test
+MOST_FOLDS = 10
+
+
+def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
+    """A copy of the manifest with a column ``part``: train, validation or test.
+
+    'random' is stratified by emotion; a manifest that has a column ``part``, a published split, keeps it. 'speaker' and
+    'sentence' keep each speaker or sentence in one part: the corpus is divided into k folds (one for each speaker or
+    sentence, 10 at most), and seed s tests on fold s mod k of division s div k, so that seeds 0 to k-1 test every clip
+    once. With exactly two sentences, seed s tests on sentence s mod 2, trains on the other one, and validates on the
+    other one as spoken by 15 % of the speakers, whom s div 2 chooses and who are not trained on.
+
+    Args:
+        manifest: with columns clip and emotion; speaker or sentence for those protocols.
+        protocol: 'random', 'speaker' or 'sentence'.
+        seed: of the split.
+
+    Raises:
+        SamsgError: an unknown protocol, a class of fewer than 3 clips, or too few speakers or sentences.
+    """
+    if protocol not in PROTOCOLS:
+        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
+    emotions, n = manifest["emotion"], len(manifest)
+    counts = emotions.value_counts()
+    if counts.min() < len(PARTS):
+        found = f"{counts.min()} clips of '{counts.idxmin()}'; a split needs {len(PARTS)}, one for each part"
+        raise SamsgError(f"The corpus has {found}. Add clips, or leave that class out.")
+    if protocol == "random" and "part" in manifest:
+        return manifest.copy()
+    if protocol == "random":
+        size = max(math.ceil(HELD_OUT * n), len(counts))
+        rest, test = train_test_split(np.arange(n), test_size=size, stratify=emotions, random_state=seed)
+        _, validation = train_test_split(rest, test_size=size, stratify=emotions.iloc[rest], random_state=seed)
+    elif _has_two_sentences(manifest, protocol):
+        sentences, speakers = _groups(manifest, "sentence", 2), _groups(manifest, "speaker", 2)
+        names = sorted(speakers.unique())
+        held_out = np.random.default_rng(seed // 2).permutation(names)[: max(1, round(HELD_OUT * len(names)))]
+        test = (sentences == sorted(sentences.unique())[seed % 2]).to_numpy()
+        validation = ~test & speakers.isin(held_out).to_numpy()
+    else:
+        groups, k = _groups(manifest, protocol, 3), folds(manifest, protocol)
+        division, fold = divmod(seed, k)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The least populated class")  # a fold may lack a rare emotion
+            splits = StratifiedGroupKFold(k, shuffle=True, random_state=division).split(groups, emotions, groups)
+            tests = [fold_test for _, fold_test in splits]
+        validation, test = tests[(fold + 1) % k], tests[fold]  # the next fold validates
+    parts = np.full(n, "train", dtype=object)
+    parts[validation], parts[test] = "validation", "test"
+    return manifest.assign(part=parts)
+
+
+def folds(manifest: pd.DataFrame, protocol: str) -> int:
+    """How many seeds test every clip once: 1 for 'random', which has no folds."""
+    if protocol == "random":
+        return 1
+    if _has_two_sentences(manifest, protocol):
+        return 2
+    # scikit-learn makes no more folds than the most frequent emotion has clips.
+    return min(manifest[protocol].nunique(), MOST_FOLDS, int(manifest["emotion"].value_counts().max()))
+
+
+def _has_two_sentences(manifest: pd.DataFrame, protocol: str) -> bool:
+    return protocol == "sentence" and "sentence" in manifest and manifest["sentence"].nunique() == 2
+
+
+def _groups(manifest: pd.DataFrame, column: str, at_least: int) -> pd.Series:
+    """The speaker or sentence of each clip; fewer than ``at_least`` of them, or clips without one, are an error."""
+    groups = manifest.get(column, pd.Series("", manifest.index))
+    n_groups, n_unknown = groups[groups != ""].nunique(), int((groups == "").sum())
+    if n_groups < at_least or n_unknown:
+        needed = f"This split needs a {column} for each clip, {at_least} {column}s at least"
+        raise SamsgError(f"{needed}; found {n_groups}, and {n_unknown} clips without one. Or use protocol 'random'.")
+    return groups

@@ -1,0 +1,428 @@
+"""A run and its stages: one corpus, protocol and seed under one profile (Fig. 1).
+
+Results go to runs/<profile>/<corpus>/<protocol>/seed<k>/<stage>/. A stage's folder is whole or absent and holds the
+settings it was made with: with the same settings there is nothing to do, with others it is an error that names the
+difference. A run is identified by its settings and by the content of its corpus, not by paths.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from samsg import corpora
+from samsg.audio import CLIPS, open_spectrograms, write_spectrograms
+from samsg.masking import choose_patches, speech_patches
+from samsg.metrics import statistics_svm
+from samsg.model import SpectrogramDeiT, build_model
+from samsg.rollout import attention_rollout
+from samsg.settings import PROTOCOLS, Profile, SamsgError, StageSettings, home, load_profile, nearest
+from samsg.splits import split
+from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
+from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
+
+SETTINGS, RECORD, PREDICTIONS, HEAT, MASKS = "settings.json", "record.json", "predictions.csv", "heat.npy", "masks.npy"
+TEXT = ("clip", "path", "corpus", "speaker", "sentence", "emotion", "part", "predicted", "variant", "reason", "sha256")
+
+
+class Stage(NamedTuple):
+    """One step of a run: the notebook that shows it, and the settings that decide it beside those of earlier stages."""
+
+    notebook: str
+    groups: tuple[str, ...]
+
+
+STAGES = {  # in their order
+    "spectrograms": Stage("01_data_preparation", ("audio", "views")),
+    "baseline": Stage("02_baseline", ("model", "training")),
+    "rollout": Stage("03_attention_rollout", ("rollout",)),
+    "masks": Stage("04_masking", ("mask",)),
+    "samsg": Stage("05_self_supervised", ("samsg",)),
+    "probe": Stage("06_linear_probe", ("probe",)),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One corpus, protocol and seed under one profile."""
+
+    profile: Profile
+    corpus: str
+    protocol: str
+    seed: int
+
+    def stage_folder(self, name: str) -> Path:
+        """The folder of one stage; a variant shares that of its profile where their settings are equal."""
+        if self.profile.variant_of is not None:
+            original = Run(self.profile.variant_of, self.corpus, self.protocol, self.seed)
+            if original.settings(name) == self.settings(name):
+                return original.stage_folder(name)
+        folder = home() / "runs" / self.profile.name / self.corpus
+        return folder / name if name == "spectrograms" else folder / self.protocol / f"seed{self.seed}" / name
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The groups of settings that decide a stage's result."""
+        earlier = list(STAGES)[: list(STAGES).index(name) + 1]
+        groups = [group for stage in earlier for group in STAGES[stage].groups]
+        return {group: getattr(self.profile, group).model_dump(mode="json") for group in groups}
+
+    def identity(self, name: str, fingerprint: str = "") -> dict[str, Any]:
+        """What a stage's folder records: settings, content of the corpus (as prepared, by default), split and seed."""
+        prepared = self.stage_folder("spectrograms") / SETTINGS
+        if not fingerprint and prepared.is_file():
+            fingerprint = json.loads(prepared.read_text())["fingerprint"]
+        identity = {**self.settings(name), "fingerprint": fingerprint}
+        return identity if name == "spectrograms" else {**identity, "protocol": self.protocol, "seed": self.seed}
+
+    def is_finished(self, name: str, fingerprint: str = "") -> bool:
+        """Whether a stage is complete; it is an error if it was made with other settings or from other sounds."""
+        folder, wanted = self.stage_folder(name), self.identity(name, fingerprint)
+        if not (folder / SETTINGS).is_file():
+            return False
+        found = json.loads((folder / SETTINGS).read_text())
+        if found != wanted:
+            old, new = (pd.json_normalize(each).to_dict("records")[0] for each in (found, wanted))
+            places = [place for place in {**new, **old} if old.get(place) != new.get(place)]
+            changes = [f"{place} was {old.get(place)!r} and is now {new.get(place)!r}" for place in places]
+            raise SamsgError(
+                f"{folder} was made with other settings or sounds: {'; '.join(changes)}. Give the changed profile "
+                f"another name, or remove {folder} and what was made from it."
+            )
+        return True
+
+    def require(self, name: str) -> Path:
+        """The folder of a stage that must be finished."""
+        if not self.is_finished(name):
+            raise SamsgError(
+                f"Stage '{name}' of {self.corpus} ({self.protocol}, seed {self.seed}) is not finished. Notebook "
+                f"{STAGES[name].notebook}.ipynb makes it, with profile '{self.profile.name}'."
+            )
+        return self.stage_folder(name)
+
+    def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
+        """Do a stage's work in a partial folder unless it is finished; the folder. Several processes may call this."""
+        folder = self.stage_folder(name)
+        if self.is_finished(name, fingerprint):
+            print(f"Stage '{name}': loaded from an earlier run, {folder.relative_to(home())}.")
+            return folder
+        with locked(folder) as partial:
+            if self.is_finished(name, fingerprint):  # another process made it meanwhile
+                return folder
+            started, identity = time.perf_counter(), self.identity(name, fingerprint)
+            record = partial / SETTINGS
+            if partial.exists() and not (record.is_file() and json.loads(record.read_text()) == identity):
+                shutil.rmtree(partial)  # of other settings; with the same ones training continues from its checkpoint
+            for leftover in partial.glob(".*.partial"):  # of a process that was killed
+                leftover.unlink()
+            write_json(record, identity)
+            work(partial)
+            seconds = round(time.perf_counter() - started, 2)
+            profile = self.profile.model_dump(mode="json")
+            write_json(partial / RECORD, {"seconds": seconds, "profile": profile, **provenance()})
+            complete_folder(partial)
+            (folder / CHECKPOINT).unlink(missing_ok=True)  # last: without it a killed stage would begin again
+            report(f"{self.corpus:10} {name:12} done in {seconds:.0f} s")
+        return folder
+
+
+def open_run(
+    profile: str | Path | Profile = "demo", corpus: str = "emodb", protocol: str = "random", seed: int = 0
+) -> Run:
+    """One run, its names checked.
+
+    Raises:
+        SamsgError: an unknown profile, corpus or protocol, or a seed that is not a whole number from 0.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    profile.corpus(corpus)
+    if protocol not in PROTOCOLS:
+        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(str(protocol), PROTOCOLS)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise SamsgError(f"A seed is a whole number from 0; got {seed!r}.")
+    return Run(profile, corpus, protocol, seed)
+
+
+def find_run(name: str | Path) -> Run | None:
+    """A finished run with the settings that it was made with; None if there is none.
+
+    ``name`` is 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or its folder in runs/.
+    """
+    runs = (home() / "runs").resolve()
+    folder = (runs / Path(name).expanduser()).resolve()  # an absolute path replaces runs/
+    parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else ()
+    if not 2 <= len(parts) <= 4:
+        return None
+    profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])
+    record = runs / profile / corpus / protocol / seed / "probe" / RECORD
+    if not record.is_file():
+        return None
+    made_with = Profile(**json.loads(record.read_text())["profile"])
+    base = runs / profile.rpartition(".")[0] / corpus / protocol / seed / "baseline" / RECORD
+    if base.is_file():  # a variant of a study shares stages with its profile
+        original = Profile(**json.loads(base.read_text())["profile"])
+        made_with = made_with.model_copy(update={"variant_of": original})
+    return open_run(made_with, corpus, protocol, int(seed.removeprefix("seed")))
+
+
+def finished_runs(
+    profile: Profile, protocol: str = "random", names: Collection[str] = (), seeds: Collection[int] = ()
+) -> dict[str, list[int]]:
+    """Corpus -> seeds whose last stage is finished, of the named corpora and seeds or of all in the profile.
+
+    Raises:
+        SamsgError: none is.
+    """
+    done = {}
+    for corpus in names or profile.corpora:
+        runs = [open_run(profile, corpus, protocol, seed) for seed in seeds or profile.seeds]
+        if finished := [run.seed for run in runs if run.is_finished("probe")]:
+            done[corpus] = finished
+    if not done:
+        raise SamsgError(
+            f"No corpus of profile '{profile.name}' is finished under protocol '{protocol}'; "
+            f"'samsg reproduce --profile {profile.name}' runs them all."
+        )
+    return done
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of clips or a history. Text stays text: a clip '01' is not 1, and a class 'None' is not missing."""
+    columns = pd.read_csv(path, nrows=0).columns
+    missing = {column: [""] for column in columns if column not in TEXT}
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=missing)
+
+
+def read_manifest(run: Run) -> pd.DataFrame:
+    """The manifest of the run's corpus; an embedded corpus is spoken first."""
+    settings, root = run.profile.corpus(run.corpus), run.profile.root(run.corpus)
+    if settings.synthetic is not None:
+        from samsg.synthetic import write_corpus  # praat-parselmouth is an extra
+
+        write_corpus(run.profile.reader(run.corpus), root, settings.synthetic)
+    elif (root / corpora.SYNTHETIC_NOTE).is_file():
+        raise SamsgError(
+            f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for "
+            f"'{run.corpus}'. Add one, as configs/demo.yaml does, or name another root."
+        )
+    manifest = corpora.read_corpus(run.profile.reader(run.corpus), root)
+    if settings.synthetic is not None and settings.synthetic.shortcut is not None:
+        manifest = manifest.merge(read_table(root / corpora.PARTS_FILE), on="path", validate="one_to_one")
+    return manifest
+
+
+def check_sounds(run: Run) -> None:
+    """Make sure that the corpus exists and, where it is prepared, that its sounds and labels have not changed since."""
+    if run.profile.corpus(run.corpus).synthetic is None or run.stage_folder("spectrograms").exists():
+        run.is_finished("spectrograms", corpora.fingerprint(read_manifest(run), run.profile.root(run.corpus)))
+
+
+def prepare(run: Run) -> Path:
+    """Read every sound of the corpus and compute the spectrograms of all views; the folder.
+
+    Raises:
+        SamsgError: the corpus is missing, incomplete, without usable sounds, or has changed since it was prepared.
+    """
+    manifest, root = read_manifest(run), run.profile.root(run.corpus)
+    manifest = manifest.assign(sha256=corpora.hash_files(root / path for path in manifest["path"]))
+    settings = run.profile.audio, run.profile.views
+    fingerprint = corpora.fingerprint(manifest, root)
+    return run.make("spectrograms", lambda folder: write_spectrograms(manifest, root, folder, *settings), fingerprint)
+
+
+def read_clips(run: Run) -> pd.DataFrame:
+    """The usable clips of the corpus: the manifest with columns sha256, samples (at the profile's rate) and part.
+
+    Raises:
+        SamsgError: the same recording of an emotion is in two parts: the test part would not be unseen.
+    """
+    clips = split(read_table(run.require("spectrograms") / CLIPS), run.protocol, run.seed)
+    parts = clips.groupby(["sha256", "emotion"])["part"].nunique()
+    for sha256, emotion in parts.index[parts > 1]:
+        same = clips[(clips["sha256"] == sha256) & (clips["emotion"] == emotion)]
+        places = ", ".join(f"{path} ({part})" for path, part in zip(same["path"], same["part"], strict=True))
+        raise SamsgError(f"{run.corpus} has the same recording of {emotion} in two parts: {places}. Keep one copy.")
+    return clips
+
+
+def read_examples(run: Run, masks: bool = False) -> Examples:
+    """The run's spectrograms, labels and parts, and its masks for stage ii, as the training loop takes them."""
+    clips = read_clips(run)
+    return Examples(
+        spectrograms=open_spectrograms(run.require("spectrograms"), run.profile.audio, run.profile.views),
+        labels=clips["emotion"].map(corpora.emotions_of(clips).index).to_numpy(),
+        parts={part: np.flatnonzero(clips["part"] == part) for part in corpora.PARTS},
+        names=clips["clip"].to_numpy(),
+        masks=np.load(run.require("masks") / MASKS, mmap_mode="r") if masks else None,
+    )
+
+
+def new_model(run: Run) -> SpectrogramDeiT:
+    """The run's model before training; random weights depend on the seed only."""
+    torch.manual_seed(run.seed)
+    return build_model(run.profile.model, run.profile.audio, len(corpora.emotions_of(read_clips(run))))
+
+
+def load_model(run: Run, stage: str) -> SpectrogramDeiT:
+    """The model of a stage's best validation epoch: 'baseline' (stage i), 'samsg' (stage ii) or 'probe' (stage iii).
+
+    Raises:
+        SamsgError: the stage is not finished, or its file holds no such model.
+    """
+    path = run.require(stage) / WEIGHTS
+    n_classes = len(corpora.emotions_of(read_clips(run)))
+    model = build_model(run.profile.model, run.profile.audio, n_classes, weights="random")
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise SamsgError(f"{path} does not hold the model of stage '{stage}': {error} Remove {path.parent}.") from error
+    return model.eval()
+
+
+def train_baseline(run: Run) -> Path:
+    """Stage i: DeiT learns emotions from spectrograms, with cross-entropy."""
+    return run.make("baseline", lambda folder: _train(run, folder, new_model(run), Objective(), StageSettings()))
+
+
+def compute_rollout(run: Run) -> Path:
+    """The rollout of stage i's model on every view of the training clips and on the clean view of the others.
+
+    Leaves heat.npy, float32 (N, V, 12, 99), NaN where nothing was computed. In single precision: where attention is
+    nearly even, coarser rounding would decide which patches are important.
+    """
+
+    def work(folder: Path) -> None:
+        examples, model = read_examples(run), load_model(run, "baseline")
+        device = make_fabric(run.profile.training.device, run.profile.training.precision).device
+        heat = np.full((*examples.spectrograms.shape[:2], *model.to(device).grid), np.nan, np.float32)
+        wanted = np.zeros(heat.shape[:2], bool)  # (N, V)
+        wanted[examples.parts["train"]], wanted[:, 0] = True, True
+        clips, views = np.nonzero(wanted)
+        for start in progress(range(0, len(clips), EVALUATION_BATCH), "rollout", -(-len(clips) // EVALUATION_BATCH)):
+            some = slice(start, start + EVALUATION_BATCH)
+            batch = examples.batch(clips[some], views[some], device)
+            maps = attention_rollout(model, batch.spectrograms, **run.profile.rollout.model_dump())  # (B, 12, 99)
+            heat[clips[some], views[some]] = maps.cpu().numpy()
+        np.save(folder / HEAT, heat)
+
+    return run.make("rollout", work)
+
+
+def compute_masks(run: Run) -> Path:
+    """Masks from rollouts. Leaves masks.npy, bool (N, V, 12, 99), and shares.csv: of each view, the masked share of all
+    patches and of the patches with speech."""
+
+    def work(folder: Path) -> None:
+        heat, examples = np.load(run.require("rollout") / HEAT), read_examples(run)
+        patch, stride = run.profile.model.patch, run.profile.model.stride
+        masks, generator, shares = np.zeros(heat.shape, bool), torch.Generator().manual_seed(run.seed), []
+        clips, views = np.nonzero(~np.isnan(heat[:, :, 0, 0]))
+        for start in range(0, len(clips), 256):
+            some = clips[start : start + 256], views[start : start + 256]
+            speech = speech_patches(examples.batch(*some).spectrograms, patch, stride)  # (B, 12, 99)
+            mask = choose_patches(torch.from_numpy(heat[some]), run.profile.mask, generator, patch, stride, speech)
+            masks[some] = mask.numpy()
+            of_speech = (mask & speech).sum((1, 2)) / speech.sum((1, 2)).clamp(min=1)
+            shares.append(torch.stack([mask.float().mean((1, 2)), of_speech], 1))  # (B, 2)
+        np.save(folder / MASKS, masks)
+        table = read_clips(run).iloc[clips][["clip", "part", "emotion"]].reset_index(drop=True)
+        table["view"] = np.array(run.profile.views.names)[views]
+        table[["share", "share_of_speech"]] = torch.cat(shares).numpy()
+        table.to_csv(folder / "shares.csv", index=False)
+
+    return run.make("masks", work)
+
+
+def train_samsg(run: Run) -> Path:
+    """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms."""
+
+    def work(folder: Path) -> None:
+        model = load_model(run, "baseline") if run.profile.samsg.start == "baseline" else new_model(run)
+        _train(run, folder, model, samsg_objective(run.profile), run.profile.samsg)
+
+    return run.make("samsg", work)
+
+
+def samsg_objective(profile: Profile) -> Objective:
+    """Stage ii's two losses and its masked input."""
+    weights = profile.samsg.classification_weight, profile.samsg.reconstruction_weight
+    return Objective(*weights, masked=True, fill=profile.mask.fill)
+
+
+def new_probe(run: Run) -> SpectrogramDeiT:
+    """Stage ii's model, frozen except for the CLS token and the emotion head, which is new unless set otherwise."""
+    model = load_model(run, "samsg").requires_grad_(False)
+    if run.profile.probe.head == "new":
+        torch.manual_seed(run.seed)
+        model.emotion_head.reset_parameters()
+    for parameter in (model.vit.cls_token, *model.emotion_head.parameters()):
+        parameter.requires_grad_(True)
+    return model
+
+
+def train_probe(run: Run) -> Path:
+    """Stage iii: the CLS token and one linear layer learn emotions; all else is frozen."""
+    return run.make("probe", lambda folder: _train(run, folder, new_probe(run), Objective(), run.profile.probe))
+
+
+WORK = dict(
+    zip(STAGES, (prepare, train_baseline, compute_rollout, compute_masks, train_samsg, train_probe), strict=True)
+)
+
+
+def run_stages(run: Run, last: str = "probe") -> Path:
+    """Every stage in its order, up to the last one wanted; finished ones are not run again. Its folder."""
+    for name in STAGES:
+        folder = WORK[name](run)
+        if name == last:
+            break
+    return folder
+
+
+def _train(run: Run, folder: Path, model: SpectrogramDeiT, objective: Objective, changes: StageSettings) -> None:
+    """Train a stage; leave history.csv, model.safetensors and predictions.csv (validation and test) in its folder."""
+    stage, clips, examples = folder.name.removesuffix(".partial"), read_clips(run), read_examples(run, objective.masked)
+    changed = {name: value for name in ("epochs", "lr", "head_lr") if (value := getattr(changes, name)) is not None}
+    settings = run.profile.training.model_copy(update=changed)
+    key, title = (run.seed, list(STAGES).index(stage)), f"{run.corpus:10} {stage:12}"
+    probabilities = fit(model, examples, objective, settings, folder, key, title)
+    emotions, parts = corpora.emotions_of(clips), examples.parts
+    tables = [prediction_table(clips.iloc[parts[part]], each, emotions) for part, each in probabilities.items()]
+    pd.concat(tables).to_csv(folder / PREDICTIONS, index=False)
+
+
+def prediction_table(clips: pd.DataFrame, probabilities: np.ndarray, emotions: list[str]) -> pd.DataFrame:
+    """Columns clip, part, emotion, predicted, and p_<emotion> for each class."""
+    table = clips[["clip", "part", "emotion"]].reset_index(drop=True)
+    table["predicted"] = [emotions[index] for index in probabilities.argmax(1)]
+    return table.join(pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions]).round(6))
+
+
+def read_predictions(run: Run, stage: str, part: str = "test") -> pd.DataFrame:
+    """A stage's predictions: clip, part, emotion, predicted, p_<emotion>, speaker, sentence, seed."""
+    table = read_table(run.require(stage) / PREDICTIONS).query("part == @part")
+    clips = read_clips(run)[["clip", "speaker", "sentence"]]
+    return table.merge(clips, on="clip", validate="one_to_one").assign(seed=run.seed)
+
+
+def svm_predictions(run: Run) -> pd.DataFrame:
+    """Test predictions of ``statistics_svm`` on the run's spectrograms: as ``read_predictions``, no probabilities."""
+    clips, examples = read_clips(run), read_examples(run)
+    predicted = statistics_svm((views[0] for views in examples.spectrograms), clips["emotion"], clips["part"])
+    table = clips[["clip", "part", "emotion", "speaker", "sentence"]].assign(predicted=predicted, seed=run.seed)
+    return table[table["part"] == "test"].reset_index(drop=True)
+
+
+def read_history(run: Run, stage: str) -> pd.DataFrame:
+    """A stage's history, one row an epoch."""
+    return read_table(run.require(stage) / HISTORY)

@@ -1,0 +1,117 @@
+"""Files that are whole or absent, and the record of what made them.
+
+A file or folder is written under another name and renamed when it is complete, so that a kill leaves no half of it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from samsg.settings import REPOSITORY, SamsgError
+
+PACKAGES = ("torch", "torchaudio", "timm", "lightning-fabric", "numpy", "scikit-learn", "soundfile")
+
+
+@contextmanager
+def explain_failed_writes(path: Path) -> Iterator[None]:
+    """Report a full or read-only disk in one sentence, as SamsgError."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        advice = "make room or make the folder writable (or set SAMSG_HOME to another one), then run the same again."
+        kept = f"What was complete before is kept; {advice}"
+        raise SamsgError(f"{path} could not be written: {error.strerror}. {kept}") from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Write a file beside ``path`` and rename it when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with explain_failed_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented and in a fixed order."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def complete_folder(partial: Path) -> None:
+    """Rename '<folder>.partial', whose content is complete, to '<folder>'."""
+    folder = partial.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Make a folder while no other process does: yields '<folder>.partial', where its content is written first."""
+    with explain_failed_writes(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
+        try:
+            held = lock.acquire(timeout=2)
+        except Timeout:
+            print(f"Another process is working on {folder}; waiting for it.", flush=True)
+            held = lock.acquire()
+        with held:
+            yield folder.with_name(f"{folder.name}.partial")
+
+
+def progress(steps: Iterable[Any] | None, text: str, total: int, done: int = 0) -> tqdm:
+    """A progress bar on standard output that leaves one line: it reads well in JupyterLab and on a terminal."""
+    return tqdm(steps, text, total, file=sys.stdout, ascii=" =", ncols=100, mininterval=1.0, initial=done)
+
+
+def report(event: str) -> None:
+    """Tell 'samsg reproduce', which started this notebook, how far it is: one line in the file $SAMSG_PROGRESS."""
+    if path := os.environ.get("SAMSG_PROGRESS"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{event}\n")
+
+
+def provenance() -> dict[str, Any]:
+    """What produces a result here: commit ('+changes' where files differ from it), versions, machine, time."""
+    import torch
+
+    git = ["git", "--git-dir", str(REPOSITORY / ".git"), "--work-tree", str(REPOSITORY)]
+    command = [*git, "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "code": commit or "unknown",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "processor": torch.backends.cpu.get_cpu_capability(),  # another kind sums in a different order
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def versions() -> str:
+    """One line for the top of a notebook: the versions and the device that it runs on."""
+    record = provenance()
+    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"Python {record['python']}, {packages}; {record['threads']} threads, GPU: {record['gpu']}"

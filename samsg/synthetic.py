@@ -1,0 +1,285 @@
+"""The embedded corpora: SAVEE, EmoDB and CREMA-D (Section IV-A) as a speech synthesiser speaks them.
+
+eSpeak, as Praat contains it, speaks the sentences; Praat's overlap-add resynthesis (Moulines & Charpentier, 1990) gives
+them a speaker's pitch and vocal tract and an actor's melody; a filter and noise give voice quality. The emotions follow
+what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). The files have the official names, so that
+one reader serves real and synthetic corpora. Only this module imports praat-parselmouth, which is GPL-3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import soundfile
+from scipy import fft, ndimage, signal
+
+from samsg.corpora import GRAMMARS, PARTS_FILE, SYNTHETIC_NOTE
+from samsg.settings import SamsgError, SyntheticSettings, nearest
+from samsg.storage import complete_folder, locked, progress
+
+RECIPE = 1  # another number: other sounds from the same settings
+SOURCE_RATE = 22_050  # Hz, eSpeak's own
+
+# eSpeak's voices without flutter and roughness: the sound of the others depends on what was spoken before.
+VOICES = ("Denis", "Michel")
+
+# Gives a pitch tier the values of a Sound: one call for all points.
+SET_PITCH = """
+values = selected ("Sound")
+tier = selected ("PitchTier")
+selectObject: tier
+Formula: "object [values, 1, col]"
+"""
+
+# How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
+# Units: semitones, octaves, semitones a clip, octaves, s, dB an octave, dB, semitones, semitones, share of the voice.
+CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor", "breath")
+EMOTIONS = {
+    "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 3.0, 6.0, 0.30, 0.0, 0.00),
+    "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -1.0, -3.0, 0.0, 0.0, 0.03),
+    "disgust": (-1.0, 0.20, -2.0, -0.15, 0.03, 1.0, 0.0, 0.40, 0.0, 0.00),
+    "fear": (5.0, -0.20, 1.0, 0.20, 0.02, -1.0, 0.0, 0.15, 0.8, 0.12),
+    "happiness": (4.0, 0.80, 1.5, 0.08, 0.00, 1.5, 3.0, 0.0, 0.0, 0.00),
+    "neutral": (0.0,) * len(CUES),
+    "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.5, -5.0, 0.0, 0.3, 0.08),
+    "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0, 0.04),
+}
+SPREAD = np.array([0.8, 0.15, 0.6, 0.05, 0.008, 0.45, 1.0, 0.05, 0.10, 0.015])
+STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
+
+# The texts of each corpus's sentences: SENTENCES["emodb"]["a01"]. SAVEE uses sentences of TIMIT; these resemble them.
+# Its numbers 01 to 03 are common to all emotions. Every other one belongs to one emotion: an opening with an ending
+# that no other emotion combines with it.
+SENTENCES = (
+    pd.read_csv(Path(__file__).with_name("sentences.csv"), dtype=str)
+    .groupby(["corpus", "name"], sort=False)["text"]
+    .agg(list)
+)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a corpus's file names allow, and how the corpus sounds."""
+
+    speakers: tuple[str, ...]
+    men: tuple[str, ...]
+    sentences: int  # at most
+    takes: int  # at most, of a sentence by a speaker in an emotion
+    language: str  # as eSpeak names it
+    rate: float  # words a minute, for clips about as long as the real ones
+    sample_rate: int  # Hz
+
+
+ACTORS = tuple(str(actor) for actor in range(1001, 1092))
+SAVEE_SPEAKERS = ("DC", "JE", "JK", "KL")
+EMODB_SPEAKERS = ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
+BLUEPRINTS = {
+    "savee": Blueprint(SAVEE_SPEAKERS, SAVEE_SPEAKERS, 15, 1, "English (Great Britain)", 175, 44_100),
+    "emodb": Blueprint(EMODB_SPEAKERS, ("03", "10", "11", "12", "15"), 10, 6, "German", 210, 16_000),
+    "crema_d": Blueprint(ACTORS, ACTORS[::2], 12, 4, "English (America)", 155, 16_000),
+}
+STRENGTHS = {"XX": 1.0, "LO": 0.6, "MD": 1.0, "HI": 1.4}  # of CREMA-D's levels; each take has its own
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording to make: its file, who speaks which words, and how strongly the emotion is acted."""
+
+    path: str
+    speaker: str
+    text: str
+    emotion: str
+    strength: float = 1.0
+    part: str = ""  # where the corpus has its own split
+
+
+def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
+    """Speak a synthetic corpus into a folder, with the real corpus's file names and layout.
+
+    A folder that already holds it, made with the same settings, is left as it is. A clip depends on its name and on the
+    seed alone. SamsgError if the corpus has no names for so many clips, or if the folder holds something else.
+    """
+    if name not in BLUEPRINTS:
+        raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, BLUEPRINTS)}")
+    blueprint, folder = BLUEPRINTS[name], Path(folder)
+    limits = {"speakers": len(blueprint.speakers), "sentences": blueprint.sentences, "takes": blueprint.takes}
+    for group, limit in limits.items():
+        if getattr(settings, group) > limit:
+            raise SamsgError(f"The embedded {name} has names for {limit} {group}, not for {getattr(settings, group)}.")
+    if settings.shortcut is not None and name != "emodb":
+        raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
+    # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
+    recipe = {"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}
+    note = json.dumps(recipe, sort_keys=True)
+    with locked(folder) as partial:
+        if folder.exists() and any(folder.iterdir()):
+            path = folder / SYNTHETIC_NOTE
+            found = (
+                path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "files that are not synthetic"
+            )
+            if found != note:
+                problem = f"The embedded corpus {note} belongs in {folder}, which holds {found}."
+                raise SamsgError(f"{problem} Remove that folder, or name another.")
+            return
+        parselmouth = _import_parselmouth()
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        clips = list(_plan_clips(name, settings) if settings.shortcut is None else _plan_shortcut(settings))
+        for clip in progress(clips, f"speaking {name}", len(clips)):
+            path = partial / clip.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, _speak(parselmouth, name, clip, settings.seed), blueprint.sample_rate, "PCM_16")
+        if settings.shortcut is not None:
+            parts = pd.DataFrame({"path": [clip.path for clip in clips], "part": [clip.part for clip in clips]})
+            parts.to_csv(partial / PARTS_FILE, index=False)
+        text = f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
+        text += f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
+        (partial / SYNTHETIC_NOTE).write_text(f"{text}{note}\n", encoding="utf-8")
+        complete_folder(partial)
+
+
+def _import_parselmouth() -> Any:
+    try:
+        import parselmouth
+        import parselmouth.praat
+    except ImportError as error:
+        raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.") from error
+    return parselmouth
+
+
+def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
+    speakers, codes = BLUEPRINTS[name].speakers[: settings.speakers], GRAMMARS[name].emotions
+    sentences = list(SENTENCES[name].index)[: settings.sentences]
+    for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
+        if name == "savee":
+            # Neutral has twice as many sentences as the others.
+            for number in range(1, settings.sentences * (2 if emotion == "neutral" else 1) + 1):
+                path = f"AudioData/{speaker}/{code}{number:02d}.wav"
+                yield Clip(path, speaker, _savee_sentence(number, row), emotion)
+        elif name == "emodb":
+            for sentence, take in itertools.product(sentences, range(settings.takes)):
+                path = f"wav/{speaker}{sentence}{code}{'abcdef'[take]}.wav"
+                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion)
+        else:
+            for sentence, level in itertools.product(sentences, list(STRENGTHS)[: settings.takes]):
+                path = f"AudioWAV/{speaker}_{sentence}_{code}_{level}.wav"
+                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion, STRENGTHS[level])
+
+
+def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
+    """EmoDB with a shortcut: 4 clips to train on, 1 to validate and 3 to test, by each speaker in each emotion.
+
+    For training and validation, ``settings.shortcut`` is the share of clips with the emotion's own sentence (the first
+    emotion has the first sentence, and so on); all others have a random sentence. At 1 the sentence gives away the
+    emotion, at 0 it tells nothing. Test clips have random sentences and are the same at every share.
+    """
+    sentences, codes = list(SENTENCES["emodb"].index)[: settings.sentences], GRAMMARS["emodb"].emotions
+    if len(sentences) < len(codes):
+        raise SamsgError(f"A shortcut needs a sentence for each of {len(codes)} emotions; found {len(sentences)}.")
+    speakers = BLUEPRINTS["emodb"].speakers[: settings.speakers]
+    for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
+        generator, used = _random(settings.seed, "shortcut", speaker, emotion), dict.fromkeys(sentences, 0)
+        # Different sentences, so that the six takes of a sentence suffice.
+        test_sentences = [sentences[index] for index in generator.permutation(len(sentences))[:3]]
+        for part in (*("test",) * 3, *("train",) * 4, "validation"):
+            draw, sentence = generator.random(), sentences[generator.integers(len(sentences))]  # same at every share
+            if part == "test":
+                sentence = test_sentences.pop()
+            elif draw < (settings.shortcut or 0):
+                sentence = sentences[row]
+            path = f"wav/{speaker}{sentence}{code}{'abcdef'[used[sentence]]}.wav"
+            used[sentence] += 1
+            yield Clip(path, speaker, SENTENCES["emodb"][sentence][0], emotion, part=part)
+
+
+def _savee_sentence(number: int, row: int) -> str:
+    """The text of a sentence's number (from 1) in an emotion's row (from 0); neutral has more numbers than others."""
+    common, openings, endings = SENTENCES["savee"]
+    if number <= len(common):
+        return str(common[number - 1])
+    turn, opening = divmod(number - len(common) - 1, len(openings))
+    return f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
+
+
+def _random(seed: int, *key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
+
+
+def _draw_cues(name: str, clip: Clip, seed: int, generator: np.random.Generator) -> dict[str, float]:
+    """The clip's cues: those of its emotion, of the way this speaker acts it, and of chance."""
+    style = STYLE * _random(seed, name, clip.speaker, clip.emotion).standard_normal(len(CUES))
+    strength = clip.strength * generator.normal(1.0, 0.2)
+    cues = strength * np.array(EMOTIONS[clip.emotion]) + SPREAD * (style + generator.standard_normal(len(CUES)))
+    return dict(zip(CUES, cues.tolist(), strict=True))
+
+
+def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
+    """One clip: (S,), within -1 to 1, at the corpus's sample rate."""
+    blueprint, call = BLUEPRINTS[name], parselmouth.praat.call
+    voice, generator = _random(seed, name, clip.speaker), _random(seed, name, clip.path)
+    cues = _draw_cues(name, clip, seed, generator)
+    male = clip.speaker in blueprint.men
+    pitch = voice.normal(112 if male else 200, 12)  # Hz
+    tract = voice.normal(1.0 if male else 1.17, 0.03)  # formants, relative to eSpeak's
+    rate = voice.normal(blueprint.rate, 8) * 2 ** cues["rate"]  # words a minute
+    tilt = voice.normal(0.0, 0.5) + cues["tilt"]  # dB an octave
+
+    variant = VOICES[blueprint.speakers.index(clip.speaker) % len(VOICES)]
+    synthesizer = call("Create SpeechSynthesizer", blueprint.language, variant)
+    pause = max(0.01, cues["pause"])  # s, between words
+    source_pitch = 1.0 if male else 2.0  # near the wanted pitch, where overlap-add sounds best
+    # Played at another sample rate, the formants move; the rate here and the pitch later make up for the rest.
+    rate = min(max(rate / tract, 80), 450)
+    call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, rate, "IPA")
+    # eSpeak's pauses at commas and at the end are the only thing that depends on what was spoken before: remove them.
+    spoken = call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
+    spoken = spoken[0] if isinstance(spoken, list) else spoken
+    sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), SOURCE_RATE * tract)
+    samples = _resynthesise(parselmouth, sound, cues, pitch, male, generator)
+    return _finish(samples, SOURCE_RATE * tract, blueprint.sample_rate, tilt, cues["loudness"], generator)
+
+
+def _resynthesise(
+    parselmouth: Any, sound: Any, cues: dict[str, float], pitch: float, male: bool, generator: np.random.Generator
+) -> np.ndarray:
+    """Give a sound the speaker's pitch (Hz) and the melody and breath of the cues: (S,) at the sound's rate."""
+    call = parselmouth.praat.call
+    manipulation = call(sound, "To Manipulation", 0.01, *((60, 250) if male else (100, 400)))
+    tier = call(manipulation, "Extract pitch tier")
+    points = call(call(tier, "Down to TableOfReal", "Hertz"), "To Matrix").values  # (points, 2): s, Hz
+    times, semitones = points[:, 0], 12 * np.log2(points[:, 1] / np.median(points[:, 1]))
+    semitones = semitones * 2 ** cues["range"] + cues["pitch"] + cues["slope"] * (times / sound.duration - 0.5)
+    semitones += max(0.0, cues["tremor"]) * np.sin(2 * np.pi * (6 * times + generator.random()))
+    semitones += max(0.03, cues["jitter"]) * generator.standard_normal(len(times))
+    hertz = np.clip(pitch * 2 ** (semitones / 12), 50, 600)
+    parselmouth.praat.run([tier, parselmouth.Sound(hertz, 1.0)], SET_PITCH)
+    call([manipulation, tier], "Replace pitch tier")
+    samples = call(manipulation, "Get resynthesis (overlap-add)").values[0]
+    aspiration = np.diff(generator.standard_normal(len(samples) + 1)) * ndimage.uniform_filter1d(np.abs(samples), 256)
+    return samples + max(0.0, cues["breath"]) * aspiration
+
+
+def _finish(
+    samples: np.ndarray, rate: float, sample_rate: int, tilt: float, loudness: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Spectral tilt (dB an octave), sample rate, loudness (dB) and a quiet room: (S,) -> (S',)."""
+    # Tilt and resampling, both on the spectrum. Lengths with a fast transform change the rate by 1 % at most.
+    n = fft.next_fast_len(len(samples))
+    n_out = fft.next_fast_len(round(n * sample_rate / rate))
+    octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / rate), 100, 8000) / 500)
+    samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
+    samples *= 10 ** ((loudness - 27) / 20) / samples.std()
+    # A quiet room, before, during and after.
+    before, after = (generator.uniform(0.1, 0.3, 2) * sample_rate).astype(int)
+    samples = np.pad(samples, (before, after))
+    room = signal.lfilter([1.0], [1.0, -0.9], generator.standard_normal(len(samples)))
+    samples += 10 ** (generator.normal(-66, 2) / 20) * room / room.std()
+    return samples * min(1.0, 0.95 / np.abs(samples).max())

@@ -1,0 +1,281 @@
+"""One training loop for all three stages (Section IV-B): Adam, a learning rate that is halved every 5 epochs, and the
+weights of the best validation epoch. Lightning Fabric supplies device and precision.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from samsg.masking import mask_spectrogram, reconstruction_error
+from samsg.model import SpectrogramDeiT
+from samsg.settings import SamsgError, TrainingSettings
+from samsg.storage import atomic, progress, report
+
+EVALUATION_BATCH = 16  # clips
+FEW_TOKENS = 400  # up to which unfused attention trains faster on CPUs, where the backward of fused attention is slow
+CHECKPOINT, WEIGHTS, HISTORY = "checkpoint.pt", "model.safetensors", "history.csv"
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision at every start
+
+
+class Batch(NamedTuple):
+    """Some clips: spectrograms (B, 1, 128, 1001), labels (B,), and masks (B, 12, 99) in stage ii."""
+
+    spectrograms: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A corpus as the training loop sees it: N clips in V views, of which view 0 is the clean one."""
+
+    spectrograms: np.ndarray  # (N, V, 128, 1001), memory-mapped
+    labels: np.ndarray  # class indices, (N,)
+    parts: dict[str, np.ndarray]  # the clips' indices in 'train', 'validation' and 'test'
+    names: np.ndarray  # of the clips, (N,), for messages
+    masks: np.ndarray | None = None  # bool (N, V, 12, 99), in stage ii
+
+    def batch(self, clips: np.ndarray, views: np.ndarray | int = 0, device: torch.device | str = "cpu") -> Batch:
+        """Clips in some of their views as tensors on a device."""
+        spectrograms = torch.from_numpy(self.spectrograms[clips, views]).to(device).float()[:, None]
+        labels = torch.from_numpy(self.labels[clips]).to(device)
+        masks = None if self.masks is None else torch.from_numpy(self.masks[clips, views]).to(device)
+        return Batch(spectrograms, labels, masks)
+
+    def epoch(self, key: tuple[int, ...], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """An epoch's batches, as clips and views: each training clip once, in a random view. ``key`` is the seed."""
+        random, train = np.random.default_rng(key), self.parts["train"]
+        views, order = random.integers(self.spectrograms.shape[1], size=len(train)), random.permutation(len(train))
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            yield train[chosen], views[chosen]
+
+
+class Objective(NamedTuple):
+    """What a stage minimises: classification x cross-entropy + reconstruction x mean squared error."""
+
+    classification: float = 1.0
+    reconstruction: float = 0.0
+    masked: bool = False  # whether the training input is masked, as in stage ii
+    fill: float = 0.0  # value of masked cells
+
+
+class Losses(NamedTuple):
+    """Logits (B, C), cross-entropy summed over clips, squared error summed over masked patches, and their number."""
+
+    logits: Tensor
+    cross_entropy: Tensor
+    squared_error: Tensor
+    n_masked: Tensor
+
+
+def compute_losses(model: SpectrogramDeiT, batch: Batch, objective: Objective, masked: bool) -> Losses:
+    """One forward pass. Stage ii shows the masked spectrogram and reconstructs the masked patches (Section III-D)."""
+    shown, error = batch.spectrograms, torch.zeros((), device=batch.labels.device)
+    if masked and batch.masks is not None:
+        shown = mask_spectrogram(shown, batch.masks, model.patch, model.stride, objective.fill)
+        logits, patches = model(shown, reconstruct=True)  # (B, C), (B, 1188, 256)
+        error, n = reconstruction_error(patches, batch.spectrograms, batch.masks, model.patch, model.stride)
+    else:
+        logits, n = model(shown), error
+    return Losses(logits, F.cross_entropy(logits.float(), batch.labels, reduction="sum"), error, n)
+
+
+def best_precision(device: torch.device) -> str:
+    """The precision for 'auto', decided by the device: bfloat16 where it has matrix units for it."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return "bf16-mixed" if fast else "32-true"
+
+
+@lru_cache
+def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
+    """Device and precision as the settings ask."""
+    chosen: Any = precision
+    if precision == "auto":
+        chosen = best_precision(Fabric(accelerator=device, devices=1, precision="32-true").device)
+    return Fabric(accelerator=device, devices=1, precision=chosen)
+
+
+def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.optim.Adam:
+    """Adam for the parameters that require gradients; the two heads may have a learning rate of their own."""
+    heads = ("emotion_head", "reconstruction_head")
+    trained = [(name.startswith(heads), each) for name, each in model.named_parameters() if each.requires_grad]
+    groups = [
+        {"params": [each for in_head, each in trained if in_head == head], "peak_lr": rate}
+        for head, rate in ((False, settings.lr), (True, settings.head_lr or settings.lr))
+    ]
+    return torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True)
+
+
+def schedule(step: int, steps: int, settings: TrainingSettings) -> float:
+    """The factor of the learning rate at a step counted from 0, with ``steps`` steps an epoch.
+
+    'halving': 0.5 every ``halve_every`` epochs (Section IV-B), after a linear warm-up. 'one_cycle': up from a
+    twenty-fifth over the first three tenths, then down to 0, each along a cosine (Smith & Topin 2019).
+    """
+    if settings.schedule == "halving":
+        return 0.5 ** (step // steps // settings.halve_every) * min(1.0, (step + 1) / max(1, settings.warmup))
+    done = (step + 1) / (steps * settings.epochs)
+    if done < 0.3:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2
+    return (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+
+
+def train_epoch(
+    fabric: Fabric,
+    model: Any,
+    optimizer: Any,
+    examples: Examples,
+    objective: Objective,
+    settings: TrainingSettings,
+    key: tuple[int, ...],
+    bar: tqdm,
+) -> dict[str, float]:
+    """One epoch; ``key`` ends with its number, from 0. Returns train_loss, train_accuracy and train_reconstruction of
+    the batches as they were trained on."""
+    model.train()
+    steps, sums = -(-len(examples.parts["train"]) // settings.batch), np.zeros(5)
+    for step, (clips, views) in enumerate(examples.epoch(key, settings.batch)):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(key[-1] * steps + step, steps, settings) * group["peak_lr"]
+        batch = examples.batch(clips, views, fabric.device)
+        losses = compute_losses(model, batch, objective, objective.masked)
+        loss = objective.classification * losses.cross_entropy / len(clips)
+        loss = loss + objective.reconstruction * losses.squared_error / losses.n_masked.clamp(min=1)
+        if not math.isfinite(loss.item()):
+            raise SamsgError(
+                f"The loss of step {step + 1}/{steps} in epoch {key[-1] + 1} is {loss.item()}, on the clips "
+                f"{', '.join(map(str, examples.names[clips]))}. Lower training.lr, or prepare these clips again."
+            )
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        right = (losses.logits.argmax(1) == batch.labels).sum()
+        sums += [len(clips), losses.cross_entropy.item(), right.item(), *(value.item() for value in losses[2:])]
+        bar.update()
+    return _averages("train", *sums.tolist())
+
+
+@torch.no_grad()
+def evaluate(
+    fabric: Fabric, model: Any, examples: Examples, part: str, objective: Objective
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Class probabilities of a part's clips in their clean view, unmasked, (n, C); <part>_loss and <part>_accuracy; in
+    stage ii also <part>_reconstruction, of their masked spectrograms."""
+    model.eval()
+    clips, logits, sums = examples.parts[part], [], np.zeros(5)
+    for start in range(0, len(clips), EVALUATION_BATCH):
+        batch = examples.batch(clips[start : start + EVALUATION_BATCH], 0, fabric.device)
+        losses = compute_losses(model, batch, objective, masked=False)
+        hidden = compute_losses(model, batch, objective, masked=True) if objective.masked else losses
+        logits.append(losses.logits.float().cpu())
+        right = (losses.logits.argmax(1) == batch.labels).sum()
+        sums += [float(value) for value in (len(batch.labels), losses.cross_entropy, right, *hidden[2:])]
+    return torch.cat(logits).softmax(1).numpy(), _averages(part, *sums.tolist())
+
+
+def _averages(part: str, n: float, entropy: float, right: float, error: float, n_masked: float) -> dict[str, float]:
+    scores = {f"{part}_loss": entropy / n, f"{part}_accuracy": right / n}
+    return scores | ({f"{part}_reconstruction": error / n_masked} if n_masked else {})
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The epoch whose weights are kept: highest validation accuracy, ties to the lower loss, then to the earlier."""
+    return min(history, key=lambda row: (-row["validation_accuracy"], row["validation_loss"], row["epoch"]))["epoch"]
+
+
+def fit(
+    model: SpectrogramDeiT,
+    examples: Examples,
+    objective: Objective,
+    settings: TrainingSettings,
+    folder: Path,
+    key: tuple[int, ...],
+    title: str = "training",
+) -> dict[str, np.ndarray]:
+    """Train the parameters that require gradients; leave history.csv and the best epoch's model.safetensors in folder.
+
+    A folder with the checkpoint of an interrupted call is continued. The test part is evaluated for Figure 4; nothing
+    is chosen by it. ``key``, with the epoch, is the seed of the order of clips and the choice of views.
+
+    Returns:
+        Class probabilities of the validation and test clips by the best epoch's weights, which the model ends with.
+
+    Raises:
+        SamsgError: a loss is NaN or infinite, or the checkpoint is of another precision.
+    """
+    fabric = make_fabric(settings.device, settings.precision)
+    for block in model.vit.blocks:
+        block.attn.fused_attn = fabric.device.type != "cpu" or model.vit.pos_embed.shape[1] > FEW_TOKENS
+    wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
+    history = _resume(folder / CHECKPOINT, fabric, model, optimizer)
+    steps = -(-len(examples.parts["train"]) // settings.batch)
+    bar = progress(None, title, settings.epochs * steps, len(history) * steps)
+    for epoch in range(len(history), settings.epochs):
+        started = time.perf_counter()
+        scores = train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (*key, epoch), bar)
+        row: dict[str, Any] = {"epoch": epoch + 1, **scores}
+        for part in ("validation", "test"):
+            row |= evaluate(fabric, wrapped, examples, part, objective)[1]
+        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - started, 3)}
+        history.append(row)
+        if best_epoch(history) == epoch + 1:
+            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            _write(folder / WEIGHTS, save(weights))
+        buffer = io.BytesIO()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        torch.save({**state, "precision": fabric._precision.precision}, buffer)
+        _write(folder / CHECKPOINT, buffer.getvalue())
+        left = row["seconds"] * (settings.epochs - epoch - 1)
+        text = f"epoch {epoch + 1}/{settings.epochs}  loss {row['train_loss']:.2f}"
+        report(f"{title} {text}  {left // 60:.0f}:{left % 60:02.0f} left")
+        bar.set_postfix_str(text, refresh=False)
+    bar.close()
+    _write(folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
+    model.load_state_dict(load_file(folder / WEIGHTS, device=str(fabric.device)))
+    return {part: evaluate(fabric, wrapped, examples, part, objective)[0] for part in ("validation", "test")}
+
+
+def _resume(checkpoint: Path, fabric: Fabric, model: nn.Module, optimizer: Any) -> list[dict[str, Any]]:
+    """Load the state of an interrupted training, if there is one: its history. Only tensors and numbers are read."""
+    if not checkpoint.is_file():
+        return []
+    try:
+        state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise SamsgError(f"{checkpoint} is damaged, or holds more than tensors; remove {checkpoint.parent}.") from error
+    if state["precision"] != fabric._precision.precision:
+        raise SamsgError(
+            f"{checkpoint} was trained in {state['precision']}, and this machine would continue in "
+            f"{fabric._precision.precision}. Set training.precision to the former, or remove {checkpoint.parent}."
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return list(state["history"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Through an ordinary write: torch and safetensors do not say why they cannot write."""
+    with atomic(path) as partial:
+        partial.write_bytes(content)

@@ -1,0 +1,333 @@
+"""The command ``samsg``: what each command does, and its errors as one sentence with an exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import yaml
+from toys import wav, write_tone_corpus
+
+import samsg
+from samsg import cli
+from samsg.cli import listed
+from samsg.stages import STAGES
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    error: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run ``samsg`` with these arguments in this process."""
+
+    def run(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["samsg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    handler = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, handler)  # an interrupted command ignores further interrupts
+
+
+@pytest.fixture
+def trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder with a finished run, to be read alone."""
+    monkeypatch.setenv("SAMSG_HOME", str(finished))
+    return finished
+
+
+def process(*arguments: str | Path, home: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start ``python -m samsg`` as from a shell."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    words = [sys.executable, "-m", "samsg", *map(str, arguments)]
+    return subprocess.Popen(words, text=True, env={**environment, "SAMSG_HOME": str(home)}, **options)
+
+
+def is_one_sentence(error: str) -> bool:
+    return error.startswith("samsg: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_lists_are_given_with_commas_or_spaces() -> None:
+    assert listed("a,b c") == ["a", "b", "c"]
+    assert listed(0) == ["0"] and listed("") == []
+
+
+def test_a_corpus_is_fetched_from_a_copy(command: Command, home: Path) -> None:
+    for code in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
+        wav(home / f"copy/1001_DFA_{code}_XX.wav")
+    result = command("data", "fetch", "crema_d", "--source", home / "copy")
+    assert result.code == 0
+    assert f"crema_d is in {home / 'data/crema_d'}. Next: samsg data check crema_d" in result.out
+    result = command("data", "fetch", "savee", "--source", home / "copy")
+    assert result.code == 1 and is_one_sentence(result.error) and "has no clip of SAVEE" in result.error
+
+
+def test_data_check_tells_by_its_exit_code_whether_a_corpus_can_be_used(command: Command, home: Path) -> None:
+    write_tone_corpus(home, clips=4)
+    result = command("data", "check", home / "tones.csv", "--json")
+    assert result.code == 0 and {file["status"] for file in json.loads(result.out)["files"]} == {"ok"}
+    (home / "high0.wav").write_bytes(b"")
+    result = command("data", "check", home / "tones.csv")
+    assert result.code == 1 and "Verdict: usable" in result.out and "high0.wav" in result.out
+    for number in range(1, 4):
+        (home / f"high{number}.wav").write_bytes(b"")
+    result = command("data", "check", home / "tones.csv")
+    assert result.code == 2 and "Verdict: not usable: no clip of high can be read" in result.out
+    for emotion in ("low", "middle"):
+        (home / "classes" / emotion).mkdir(parents=True)
+        shutil.copy(home / f"{emotion}0.wav", home / "classes" / emotion)
+    assert command("data", "check", "folders", "--folder", home / "classes").code == 0
+    result = command("data", "check", home / "nowhere.csv")
+    assert result.code == 1 and is_one_sentence(result.error) and "nowhere.csv cannot be read" in result.error
+
+
+# The models of a finished run
+
+
+def test_predict_reads_files_and_folders(command: Command, trained: Path, tmp_path: Path) -> None:
+    long, model = wav(tmp_path / "sounds/long.wav", 1.2), ["--model", "tones/tones"]
+    wav(tmp_path / "sounds/deep/short.flac", 0.3)
+    result = command("predict", tmp_path / "sounds", *model, "--plot", tmp_path / "pictures")
+    lines = result.out.splitlines()
+    assert result.code == 0 and lines[0].startswith("Trained on tones (tones). Accuracy on 7 test clips: ")
+    times = [line.split()[:2] for line in lines if line.startswith(" ") and "start" not in line]
+    assert times == [["0.00", "0.30"], ["0.00", "0.50"], ["0.50", "1.00"], ["0.70", "1.20"]]
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"long.png", "short.png"}
+    result = command("predict", long, *model, "--csv")
+    table = pd.read_csv(io.StringIO(result.out))
+    assert list(table.columns[:5]) == ["file", "start", "end", "emotion", "probability"]
+    assert "Accuracy on" in result.error and result.code == 0
+    assert table["start"].tolist() == pytest.approx([0, 0.5, 0.7])
+    assert table["end"].tolist() == pytest.approx([0.5, 1, 1.2])
+
+
+def test_predict_names_files_that_cannot_be_read_and_goes_on(command: Command, trained: Path, tmp_path: Path) -> None:
+    good, silence, missing = wav(tmp_path / "good.wav"), tmp_path / "silence.wav", tmp_path / "missing.wav"
+    soundfile.write(silence, np.zeros(8_000), 16_000)
+    (tmp_path / "text.wav").write_text("no sound")
+    sounds = [missing, tmp_path / "text.wav", good, silence]
+    result = command("predict", *sounds, "--model", "tones/tones", "--csv")
+    table = pd.read_csv(io.StringIO(result.out), keep_default_na=False)
+    assert result.code == 1 and table["file"].tolist() == [str(good), str(silence)]
+    assert table["emotion"].tolist()[1] == ""
+    errors = [line for line in result.error.splitlines() if line.startswith("samsg: ")]
+    assert [name in line for name, line in zip(("missing.wav", "text.wav"), errors, strict=True)] == [True, True]
+    result = command("predict", good, "--model", "nobody/nothing")
+    assert result.code == 1 and is_one_sentence(result.error) and "'nobody/nothing'" in result.error
+
+
+def test_pictures_are_not_written_onto_a_file(command: Command, trained: Path, tmp_path: Path) -> None:
+    sound, file = wav(tmp_path / "sound.wav"), tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        result = command("predict", sound, "--model", "tones/tones", "--plot", folder)
+        assert result.code == 1 and is_one_sentence(result.error) and "could not be written" in result.error
+
+
+def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    result = command("export", "tones/tones", target)
+    assert result.code == 0 and f"samsg predict clip.wav --model {target}" in result.out
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert command("predict", wav(tmp_path / "a.wav"), "--model", target).code == 0
+    file = tmp_path / "file"
+    file.touch()
+    for occupied, message in ((target, "already exists"), (file, "already exists"), (file / "x", "could not be")):
+        result = command("export", "tones/tones", occupied)
+        assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+    result = command("export", "tones/nothing", tmp_path / "new")
+    assert result.code == 1 and is_one_sentence(result.error) and not (tmp_path / "new").exists()
+
+
+def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, trained: Path, home: Path) -> None:
+    def verify() -> int:
+        return command("verify", "tones/tones").code
+
+    shutil.copytree(trained, home, dirs_exist_ok=True)
+    assert verify() == 0
+    path = home / "runs/tones/tones/random/seed0/probe/predictions.csv"
+    table = pd.read_csv(path)
+    table.assign(p_high=table["p_high"] + 1e-4).to_csv(path, index=False)
+    assert verify() == 2
+    table.assign(predicted="middle").to_csv(path, index=False)
+    assert verify() == 1
+    result = command("verify", "tones/nothing")
+    assert result.code == 1 and is_one_sentence(result.error) and "no finished run 'tones/nothing'" in result.error
+
+
+def test_the_package_runs_as_a_module_and_refuses_with_a_sentence(tmp_path: Path) -> None:
+    started = process("verify", "tones/nothing", home=tmp_path)
+    out, error = started.communicate()
+    assert (started.returncode, out) == (1, "") and is_one_sentence(error)
+
+
+# reproduce
+
+
+@pytest.fixture
+def no_snakemake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> int:
+        raise AssertionError("Snakemake must not start")
+
+    monkeypatch.setattr(cli, "_run_snakemake", fail)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "dmeo"], "Did you mean 'demo'?"),
+        (["--corpora", "emodbb"], "Did you mean 'emodb'?"),
+        (
+            ["--protocol", "speakers"],
+            "protocols.0: Input should be 'random', 'speaker' or 'sentence' (found 'speakers')",
+        ),
+        (["--seeds", "0,-1"], "seeds.1: Input should be greater than or equal to 0 (found '-1')"),
+        (["--study", "control"], "Did you mean 'controls'?"),
+        (["--profile", "paper"], "SAVEE was expected in"),
+        (["--profile", "paper", "--corpora", "emodb"], "EmoDB was expected in"),
+    ],
+)
+@pytest.mark.usefixtures("no_snakemake")
+def test_a_wrong_name_or_a_missing_corpus_is_refused_before_anything_runs(
+    command: Command, home: Path, arguments: list[str], message: str
+) -> None:
+    result = command("reproduce", *arguments)
+    assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+    assert not list(home.rglob("*.ipynb"))
+
+
+@pytest.mark.usefixtures("no_snakemake")
+def test_a_home_that_cannot_be_written_is_one_sentence(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = write_tone_corpus(tmp_path, clips=4)
+    monkeypatch.setenv("SAMSG_HOME", str(profile))  # a file: it cannot be written to by root either
+    for study in ([], ["--study", "controls"]):
+        result = command("reproduce", "--profile", profile, *study)
+        assert result.code == 1 and is_one_sentence(result.error)
+        assert "could not be written" in result.error and "SAMSG_HOME" in result.error
+
+
+def test_the_graph_has_each_notebook_once(home: Path) -> None:
+    """Snakemake's dry run, as the head of the Snakefile describes it."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", samsg.settings.REPOSITORY / "Snakefile"]
+    command += ["--directory", home, "--config", "profile=smoke", "corpora=emodb,savee", "seeds=0,1"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
+    per_run = {stage.notebook[3:]: "4" for stage in list(STAGES.values())[1:]}
+    assert jobs == {"data_preparation": "2", **per_run, "tables_and_figures": "1", "all": "1", "total": "24"}
+    assert "crema_d" not in done.stdout
+
+
+def test_a_failed_notebook_is_kept_and_its_error_is_printed(tmp_path: Path) -> None:
+    """Folders and settings have names that a shell, Snakemake or a notebook would take for something else."""
+    home = tmp_path / "a'b\"c; $(touch run) `touch run` & | > x"
+    home.mkdir()
+    corpora = {"007": {"reader": str(home / "tones.csv")}}
+    profile = write_tone_corpus(home, clips=1, corpora=corpora, model={"weights": "{x}'; $(touch run)"})
+    started = process("reproduce", "--profile", profile, home=home)
+    error = started.communicate()[1]
+    assert started.returncode == 1 and "Traceback" not in error
+    assert "a split needs 3" in error
+    (kept,) = home.rglob("*.failed.ipynb")
+    assert f"Notebook with traceback: {kept}" in error and '"output_type": "error"' in kept.read_text()
+    assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
+
+
+def test_a_profile_keeps_its_tables_and_each_command_prints_its_own_corpus(finished: Path, home: Path) -> None:
+    """Two commands at once, on one home folder with a finished run of each corpus; only notebook 07 is to be run."""
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    shutil.copytree(home / "runs/tones/tones", home / "runs/tones/more")
+    reader = {"reader": str(home / "tones.csv")}
+    profile = yaml.safe_load((home / "tones.yaml").read_text())
+    profile["corpora"] = {name: {**reader, "note": "toy"} for name in ("tones", "more")}
+    (home / "tones.yaml").write_text(yaml.safe_dump(profile))
+    for corpus in ("tones", "more"):
+        for name, stage in STAGES.items():
+            folder = home / "runs/tones" / corpus / ("." if name == "spectrograms" else "random/seed0") / "notebooks"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stage.notebook}.ipynb").touch()
+    started = {
+        corpus: process("reproduce", "--profile", home / "tones.yaml", "--corpora", corpus, "--cores", "1", home=home)
+        for corpus in ("tones", "more")
+    }
+    for corpus, other in (("tones", "more"), ("more", "tones")):
+        out, error = started[corpus].communicate()
+        assert started[corpus].returncode == 0, error
+        assert f"{corpus} (toy)" in out and f"{other} (toy)" not in out and "DeiT (this run)" in out
+        assert "of all finished runs of the profile" in out
+    for number in (1, 2):
+        table = pd.read_csv(home / f"paper_figures/tones/table{number}.csv")
+        assert {"tones (toy)", "more (toy)"} <= set(table.columns)
+
+
+def test_ctrl_c_ends_with_one_line(finished: Path, home: Path) -> None:
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    started = process("reproduce", "--profile", home / "tones.yaml", home=home, start_new_session=True)
+    assert started.stdout is not None
+    started.stdout.readline()
+    time.sleep(1)  # Snakemake has started
+    os.killpg(started.pid, signal.SIGINT)
+    error = started.communicate()[1]
+    assert started.returncode == 130
+    assert error == "\nsamsg: interrupted. The same command continues from the last epoch.\n"
+    assert not list((home / "runs/tones").glob(".progress*"))
+
+
+@pytest.mark.parametrize("study", cli.STUDY_NOTEBOOKS)
+def test_a_study_is_its_notebook(
+    study: str, command: Command, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PapermillExecutionError(Exception):
+        ename, evalue = "SamsgError", "lower training.lr"
+
+    executed: list[tuple[Path, Path, dict[str, Any]]] = []
+
+    def execute(notebook: Path, target: Path, parameters: dict[str, Any], **_: Any) -> None:
+        executed.append((notebook, target, parameters))
+        if len(executed) > 1:
+            raise PapermillExecutionError
+
+    fake = SimpleNamespace(PapermillExecutionError=PapermillExecutionError, execute_notebook=execute)
+    monkeypatch.setitem(sys.modules, "papermill", fake)
+    words = ["reproduce", "--profile", finished / "tones.yaml", "--study", study, "--seeds", "0,3"]
+    named = {} if study == "shortcuts" else {"corpora": ["tones"], "protocols": ["speaker"]}  # it has its own corpus
+    words += ["--corpora", "tones", "--protocol", "speaker"] if named else []
+    assert command(*words).code == 0
+    ((notebook, target, parameters),) = executed
+    assert notebook.is_file() and target.parent == home / "runs/tones/notebooks"
+    assert parameters.get("study", study) == study and parameters["profile"] == str(finished / "tones.yaml")
+    assert parameters["seeds"] == [0, 3] and named.items() <= parameters.items()
+    cells = [
+        cell for cell in json.loads(notebook.read_text())["cells"] if "parameters" in cell["metadata"].get("tags", [])
+    ]
+    assert set(parameters) <= set(re.findall(r"^(\w+) =", "".join(cells[0]["source"]), re.MULTILINE))
+    result = command(*words)
+    assert result.code == 1 and f"SamsgError: lower training.lr\n  Notebook with traceback: {target}" in result.error

@@ -1,0 +1,224 @@
+"""What docs/reliability.md promises, a test each: kills, full disks, two processes, hostile files, a queue of jobs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from toys import write_tone_corpus
+
+import samsg
+from samsg.settings import REPOSITORY, SamsgError
+from samsg.stages import STAGES, Run
+from samsg.storage import write_json
+
+PROCESSES = multiprocessing.get_context("forkserver")  # a process takes 0.1 s to start: torch is imported once
+PROCESSES.set_forkserver_preload(["samsg.stages"])
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}  # and files opened for writing
+
+
+def run_all(home: Path, kill_at: int = 0, largest_file: int = 0) -> None:
+    """All stages of the toy run, in a process of its own; exit code 1 after a SamsgError. Writes home.log.
+
+    Args:
+        home: the home folder.
+        kill_at: just before this change to a file in home, the process is killed; 0: never.
+        largest_file: bytes; longer files cannot be written; 0: no limit.
+    """
+    os.environ["SAMSG_HOME"] = str(home)
+    sys.stdout = sys.stderr = home.with_suffix(".log").open("a", buffering=1)
+    torch.set_num_threads(1)
+    changes = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal changes
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and str(arguments[0]).startswith(str(home)):
+            changes += 1
+            if changes == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    make = Run.make
+
+    def noted_make(run: Run, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
+        def noted_work(folder: Path) -> None:
+            print(f"work on {name}")
+            work(folder)
+
+        return make(run, name, noted_work, fingerprint)
+
+    Run.make = noted_make  # type: ignore[method-assign]
+    try:
+        samsg.run_stages(samsg.open_run(home / "tones.yaml", "tones"))
+    except SamsgError as error:
+        print(f"samsg: {error}")
+        sys.exit(1)
+
+
+def start(home: Path, **options: int) -> BaseProcess:
+    """A process that runs all stages."""
+    process = PROCESSES.Process(target=run_all, args=(home,), kwargs=options)
+    process.start()
+    return process
+
+
+def finish(home: Path, **options: int) -> int | None:
+    """Run all stages, or as many as the options allow: the exit code."""
+    process = start(home, **options)
+    process.join()
+    return process.exitcode
+
+
+def results(home: Path) -> dict[str, bytes]:
+    """Every file of the runs, without the times in it."""
+    found = {}
+    for path in sorted((home / "runs").rglob("*.*")):
+        # A kill between a stage's completion and the removal of its checkpoint leaves that file.
+        if path.suffix == ".lock" or path.name in ("record.json", "checkpoint.pt"):
+            continue
+        found[str(path.relative_to(home))] = path.read_bytes()
+        if path.name == "history.csv":
+            found[str(path.relative_to(home))] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv().encode()
+    return found
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A home folder with the toy corpus and no run."""
+    home = tmp_path / "home"
+    home.mkdir()
+    write_tone_corpus(home)
+    return home
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(corpus: Path, finished: Path) -> None:
+    """SIGKILL just before every 31st change to a file, from wherever the kill before left off."""
+    kills = 0
+    while finish(corpus, kill_at=31) == -signal.SIGKILL:
+        kills += 1
+        assert kills < 20, "a rerun must keep the epochs and stages before the kill"
+    log = corpus.with_suffix(".log").read_text()
+    assert kills >= 3 and log.count("work on baseline") > 1
+    assert results(corpus) == results(finished)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(finished: Path, corpus: Path, monkeypatch) -> None:
+    assert finish(corpus) == 0
+    assert results(corpus) == results(finished)
+    monkeypatch.setenv("SAMSG_HOME", str(corpus))
+    models = []
+    for seed in (0, 1):
+        run = samsg.open_run(corpus / "tones.yaml", "tones", "random", seed)
+        models.append((samsg.train_baseline(run) / "model.safetensors").read_bytes())
+    assert models[0] != models[1]
+
+
+def test_two_processes_on_one_run_do_each_stage_once(corpus: Path, finished: Path) -> None:
+    both = [start(corpus) for _ in range(2)]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    log = corpus.with_suffix(".log").read_text()
+    assert {name: log.count(f"work on {name}\n") for name in STAGES} == dict.fromkeys(STAGES, 1)
+    assert results(corpus) == results(finished)
+
+
+def test_a_disk_without_room_is_one_sentence_and_nothing_is_lost(corpus: Path, finished: Path) -> None:
+    """Limits on the size of a file stand for a full disk: the spectrograms are 1.3 MB, a model 2 MB."""
+    for limit, name in ((10**6, "spectrograms"), (15 * 10**5, "model.safetensors")):
+        assert finish(corpus, largest_file=limit) == 1
+        log = corpus.with_suffix(".log").read_text()
+        sentence = r"samsg: \S+ could not be written: File too large\. What was complete before is kept; make room"
+        assert name in re.findall(sentence, log)[-1] and "Traceback" not in log
+    assert finish(corpus) == 0
+    assert corpus.with_suffix(".log").read_text().count("work on spectrograms") == 2  # only the first one failed
+    assert results(corpus) == results(finished)
+
+
+class Malicious:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_refused(finished: Path, home: Path) -> None:
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    run, trace = samsg.open_run(home / "tones.yaml", "tones"), home / "trace"
+    torch.save({"model": Malicious(trace)}, home / "bad.pt")
+    torch.load(home / "bad.pt", weights_only=False)  # this is what it does
+    trace.unlink()
+    # A model of a stage, a checkpoint of an interrupted stage, and weights to start from.
+    shutil.copy(home / "bad.pt", run.stage_folder("baseline") / "model.safetensors")
+    with pytest.raises(SamsgError, match=r"model\.safetensors does not hold the model of stage 'baseline'"):
+        samsg.load_model(run, "baseline")
+    shutil.rmtree(run.stage_folder("baseline"))
+    partial = run.stage_folder("baseline").with_name("baseline.partial")
+    write_json(partial / "settings.json", run.identity("baseline"))
+    shutil.copy(home / "bad.pt", partial / "checkpoint.pt")
+    with pytest.raises(SamsgError, match=r"checkpoint\.pt is damaged, or holds more than tensors; remove"):
+        samsg.train_baseline(run)
+    with pytest.raises(SamsgError, match=r"bad\.pt'\) could not be loaded"):
+        samsg.SpectrogramDeiT(3, "tiny", depth=1, weights=home / "bad.pt")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("change", ["empty", "text", "cut", "huge header", "other shape"])
+def test_a_damaged_model_is_refused(finished: Path, home: Path, change: str) -> None:
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    run = samsg.open_run(home / "tones.yaml", "tones")
+    path = run.stage_folder("probe") / "model.safetensors"
+    content = path.read_bytes()
+    damaged = {
+        "empty": b"",
+        "text": b"this is not a model",
+        "cut": content[: len(content) // 2],
+        "huge header": b"\xff" * 7 + b"\x7f" + content[8:],
+        "other shape": content.replace(b"[3,192]", b"[192,3]"),
+    }
+    assert damaged[change] != content
+    path.write_bytes(damaged[change])
+    with pytest.raises(SamsgError, match=r"model\.safetensors does not hold the model of stage 'probe': "):
+        samsg.load_model(run, "probe")
+
+
+def test_runs_go_through_a_clusters_queue(corpus: Path, tmp_path: Path) -> None:
+    """A queue whose submit command notes the job and runs it, as SLURM's would on another machine."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    (queue / "submit.sh").write_text(f'echo "$1" >> {tmp_path}/submitted\nsh "$1" > {tmp_path}/job.log 2>&1\n')
+    submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {queue}/submit.sh", "jobs": 1}
+    (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "latency-wait": 5}))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--profile", str(queue)]
+    command += ["--directory", str(corpus), "--until", "data_preparation"]
+    command += ["--config", f"profile={corpus / 'tones.yaml'}", "corpora=tones", "protocols=random", "seeds=0"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "SAMSG_HOME": str(corpus), "OMP_NUM_THREADS": "1", "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert len((tmp_path / "submitted").read_text().splitlines()) == 1
+    notebook = corpus / f"runs/tones/tones/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
+    assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
+    assert (corpus / "runs/tones/tones/spectrograms/views.f16").is_file()

@@ -1,0 +1,348 @@
+"""The model: the paper's grid and sizes, the same numbers as AST's own code, and weights from files."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import ASTConfig, ASTModel
+
+from samsg import model as model_module
+from samsg.model import IMAGENET_GREY, OverlappingPatchEmbed, SpectrogramDeiT, build_model, patch_grid, patchify
+from samsg.settings import AudioSettings, ModelSettings, SamsgError
+
+
+def small(**named) -> SpectrogramDeiT:
+    """DeiT-tiny with two blocks on a tenth of the time: a grid of 12 x 9."""
+    return SpectrogramDeiT(**{"n_classes": 7, "size": "tiny", "depth": 2, "n_frames": 101, **named}).eval()
+
+
+def spectrogram(batch: int = 2, n_frames: int = 101, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 1, 128, n_frames, generator=torch.Generator().manual_seed(seed))
+
+
+# Grid and sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "stride", "grid"),
+    [
+        ((128, 1001), 16, 10, (12, 99)),  # Fig. 2
+        ((128, 1001), 16, 16, (8, 62)),
+        ((128, 101), 16, 10, (12, 9)),
+        ((16, 16), 16, 10, (1, 1)),
+        ((25, 26), 16, 10, (1, 2)),
+    ],
+)
+def test_the_grid_holds_every_whole_patch(size, patch, stride, grid):
+    assert patch_grid(*size, patch, stride) == grid
+
+
+@pytest.mark.parametrize("size", [(15, 1001), (128, 15)])
+def test_a_spectrogram_smaller_than_a_patch_is_refused(size):
+    with pytest.raises(SamsgError, match=rf"{size[0]} x {size[1]} cells holds no patch of 16 x 16; lower model\.patch"):
+        patch_grid(*size)
+
+
+@pytest.mark.parametrize(
+    ("size", "dim", "heads", "parameters"), [("tiny", 192, 3, 5e6), ("small", 384, 6, 22e6), ("base", 768, 12, 86e6)]
+)
+def test_sizes_are_those_of_deit_and_tokens_those_of_the_paper(size, dim, heads, parameters):
+    with torch.device("meta"):  # shapes without numbers: nothing is allocated
+        model = SpectrogramDeiT(n_classes=7, size=size)
+        tokens = model.tokens(torch.empty(2, 1, 128, 1001))
+        logits, patches = model(torch.empty(2, 1, 128, 1001), reconstruct=True)
+    assert model.grid == model.vit.patch_embed.grid_size == (12, 99)
+    assert model.vit.embed_dim == dim
+    assert len(model.vit.blocks) == 12
+    assert {block.attn.num_heads for block in model.vit.blocks} == {heads}
+    assert tokens.shape == (2, 1190, dim)
+    assert logits.shape == (2, 7)
+    assert patches.shape == (2, 1188, 256)
+    # Touvron et al. 2021, Table 1: 5 M, 22 M, 86 M; ours has no head of 1000 classes and more position embeddings.
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.14)
+
+
+# What the tokens are
+
+
+def test_each_token_sees_the_patch_that_patchify_cuts_out():
+    model = small()
+    x, embed = spectrogram(), model.vit.patch_embed
+    assert isinstance(embed, OverlappingPatchEmbed)
+    by_hand = patchify(x) @ embed.proj.weight.flatten(1).T + embed.proj.bias  # (B, 108, 192)
+    # Sums of 256 float32 products in another order.
+    torch.testing.assert_close(embed(x), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_ordered_by_frequency_and_then_time():
+    x = torch.zeros(1, 1, 128, 101)
+    x[0, 0, 10 * 3 + 8, 10 * 5 + 8] = 1  # in the middle of row 3, column 5, and in no other patch
+    assert patchify(x).sum(-1).nonzero().tolist() == [[0, 3 * 9 + 5]]
+    assert patchify(x)[0, 3 * 9 + 5].argmax() == 8 * 16 + 8
+
+
+def test_the_pooled_output_is_the_mean_of_both_tokens():
+    tokens = torch.arange(24.0).reshape(1, 6, 4)
+    assert SpectrogramDeiT.pool(tokens).tolist() == [[2.0, 3.0, 4.0, 5.0]]  # rows 0..3 and 4..7
+    model = small()
+    x = spectrogram()
+    tokens = model.tokens(x)
+    pooled = model.emotion_head((tokens[:, 0] + tokens[:, 1]) / 2)
+    assert torch.equal(model(x), pooled)
+    assert torch.equal(model(x, reconstruct=True)[0], pooled)
+
+
+def test_reconstruction_reads_the_patch_tokens_alone(monkeypatch):
+    model = small()
+    tokens = model.tokens(spectrogram()).detach().requires_grad_()
+    monkeypatch.setattr(SpectrogramDeiT, "tokens", lambda model, x: tokens)
+    _, patches = model(spectrogram(), reconstruct=True)
+    assert patches.shape == (2, 108, 256)
+    assert torch.equal(patches, model.reconstruction_head(tokens[:, 2:]))
+    patches[:, 17].sum().backward()
+    assert tokens.grad.abs().sum(-1).nonzero()[:, 1].unique().tolist() == [2 + 17]
+
+
+def test_a_clip_does_not_depend_on_its_batch():
+    model, x = small(), spectrogram(3)
+    with torch.no_grad():
+        # Larger matrix products may sum in another order.
+        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_normalize_shifts_and_scales_what_comes_in():
+    model, x = small(), spectrogram()
+    with torch.no_grad():
+        plain = model.tokens((x - 0.449) / 0.226)
+        model.normalize = IMAGENET_GREY
+        assert torch.equal(model.tokens(x), plain)
+        assert torch.equal(model(x), model.emotion_head(model.pool(plain)))
+
+
+def test_grey_has_the_mean_of_imagenets_colours():
+    mean, deviation = IMAGENET_GREY
+    assert mean == pytest.approx(sum(IMAGENET_DEFAULT_MEAN) / 3, abs=5e-4)  # to three digits
+    assert deviation == pytest.approx(sum(IMAGENET_DEFAULT_STD) / 3, abs=5e-4)
+
+
+# The same numbers as AST's own code
+
+
+def copied_to_ast(model: SpectrogramDeiT, n_frames: int) -> ASTModel:
+    """transformers' AST with this model's weights."""
+    vit = model.vit
+    ast = ASTModel(
+        ASTConfig(
+            hidden_size=vit.embed_dim,
+            num_hidden_layers=len(vit.blocks),
+            num_attention_heads=vit.blocks[0].attn.num_heads,
+            intermediate_size=4 * vit.embed_dim,
+            patch_size=16,
+            frequency_stride=10,
+            time_stride=10,
+            max_length=n_frames,
+            num_mel_bins=128,
+            layer_norm_eps=1e-6,  # timm's; transformers' default is 1e-12
+            attn_implementation="eager",
+        )
+    ).eval()
+    state = {
+        "embeddings.cls_token": vit.cls_token,
+        "embeddings.distillation_token": vit.dist_token,
+        "embeddings.position_embeddings": vit.pos_embed,
+        "embeddings.patch_embeddings.projection.weight": vit.patch_embed.proj.weight,
+        "embeddings.patch_embeddings.projection.bias": vit.patch_embed.proj.bias,
+        "layernorm.weight": vit.norm.weight,
+        "layernorm.bias": vit.norm.bias,
+    }
+    pairs = {
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.o_proj": "attn.proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    for index, block in enumerate(vit.blocks):
+        for kind in ("weight", "bias"):
+            for theirs, ours in pairs.items():
+                state[f"layers.{index}.{theirs}.{kind}"] = getattr(block.get_submodule(ours), kind)
+            for name, part in zip("qkv", getattr(block.attn.qkv, kind).chunk(3), strict=True):
+                state[f"layers.{index}.attention.{name}_proj.{kind}"] = part
+    ast.load_state_dict(state, strict=True)
+    return ast
+
+
+@pytest.mark.parametrize(("n_frames", "depth"), [(101, 3), (1001, 1)])
+def test_tokens_and_pooled_output_are_those_of_ast(n_frames, depth):
+    torch.manual_seed(0)
+    model = small(n_frames=n_frames, depth=depth)
+    with torch.no_grad():
+        # Positions, tokens and biases start near 0, where a mix-up would hardly show.
+        for parameter in model.vit.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        ast, x = copied_to_ast(model, n_frames), spectrogram(2, n_frames)
+        theirs = ast(x[:, 0].transpose(1, 2))  # AST takes (B, frames, mels)
+        tokens = model.tokens(x)
+    # float32 through a few layers, outputs of size 1; measured 1e-5.
+    torch.testing.assert_close(tokens, theirs.last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.pool(tokens), theirs.pooler_output, rtol=1e-4, atol=1e-4)
+    assert tokens.std(1).mean() > 0.1  # the tokens differ: equality is not that of constants
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, torch.Tensor]:
+    """A state dictionary like that of the published ImageNet weights: three channels, 224 px, 1000 classes."""
+    torch.manual_seed(1)
+    model = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False)
+    return {name: torch.randn_like(value) * 0.02 for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_imagenet_weights_are_adapted_to_spectrograms(tmp_path, published, kind):
+    path = tmp_path / f"deit.{kind}"
+    if kind == "pth":
+        torch.save({"model": published}, path)  # as DeiT's authors publish them
+    else:
+        save_file(published, path)
+    state = SpectrogramDeiT(n_classes=7, size="tiny", weights=path).vit.state_dict()
+    assert state.keys() == published.keys() - {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    adapted = {"pos_embed", "patch_embed.proj.weight"}
+    for name in state.keys() - adapted:
+        assert torch.equal(state[name], published[name]), name
+    # A grey image is an RGB image with three equal channels: the filters add up. Sums of three float32 numbers.
+    filters = published["patch_embed.proj.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(state["patch_embed.proj.weight"], filters, rtol=0, atol=1e-7)
+    positions = published["pos_embed"]
+    assert state["pos_embed"].shape == (1, 1190, 192)
+    assert torch.equal(state["pos_embed"][:, :2], positions[:, :2])
+    square = positions[:, 2:].reshape(1, 14, 14, 192).permute(0, 3, 1, 2)
+    resampled = F.interpolate(square, (12, 99), mode="bicubic", antialias=True, align_corners=False)
+    torch.testing.assert_close(state["pos_embed"][:, 2:], resampled.flatten(2).transpose(1, 2), rtol=0, atol=1e-6)
+
+
+def test_both_heads_start_at_random_whatever_the_weights(tmp_path, published):
+    torch.save(published, tmp_path / "deit.pth")
+    torch.manual_seed(0)
+    one = SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights=tmp_path / "deit.pth")
+    two = SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights=tmp_path / "deit.pth")
+    assert not torch.equal(one.emotion_head.weight, two.emotion_head.weight)
+    assert not torch.equal(one.reconstruction_head.weight, two.reconstruction_head.weight)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no model"])
+def test_a_file_that_holds_no_weights_is_named(tmp_path, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(SamsgError, match=r"broken\.pth'\) could not be loaded"):
+        small(weights=tmp_path / "broken.pth")
+
+
+def test_weights_of_another_size_are_refused(tmp_path, published):
+    torch.save(published, tmp_path / "tiny.pth")
+    with pytest.raises(
+        SamsgError, match=r"(?s)deit_small_distilled_patch16_224 .*tiny\.pth'\) could not be loaded.*size"
+    ):
+        small(size="small", depth=None, weights=tmp_path / "tiny.pth")
+
+
+def test_without_network_the_hubs_weights_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        SamsgError, match=r"asked for: 'imagenet'\) could not be loaded.*Set model\.weights to 'embedded'"
+    ):
+        SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights="imagenet")
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    states = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        states.append(small().state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["vit.blocks.0.attn.qkv.weight"], states[2]["vit.blocks.0.attn.qkv.weight"])
+    assert not torch.equal(states[0]["emotion_head.weight"], states[2]["emotion_head.weight"])
+
+
+def test_unless_told_otherwise_patches_are_the_papers() -> None:
+    assert patch_grid(128, 1001) == (12, 99)
+    embed = OverlappingPatchEmbed(img_size=(128, 1001), patch_size=16, in_chans=1, embed_dim=8)
+    assert embed.grid_size == (12, 99) and embed.proj.stride == (10, 10)
+    assert embed(torch.zeros(1, 1, 128, 1001)).shape == (1, 1188, 8)
+
+
+def test_missing_weights_are_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SAMSG_HOME", str(tmp_path))
+    with pytest.raises(
+        SamsgError, match=r"nowhere\.pth'\) could not be loaded: there is no file .*Set model\.weights to"
+    ):
+        small(weights=tmp_path / "nowhere.pth")
+    with pytest.raises(SamsgError, match=r"no file .*dinov2_small\.safetensors\. .*'dinov2' \(after `samsg weights`\)"):
+        small(size="small", weights="dinov2")
+
+
+def test_dinov2_and_any_file_give_their_first_blocks(tmp_path, monkeypatch, published) -> None:
+    monkeypatch.setenv("SAMSG_HOME", str(tmp_path))
+    state = timm.create_model("deit_small_distilled_patch16_224", pretrained=False, num_classes=0).state_dict()
+    path = tmp_path / "data/weights/dinov2_small.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(state, path)
+    loaded = small(size="small", depth=3, weights="dinov2").vit
+    assert len(loaded.blocks) == 3
+    assert torch.equal(loaded.blocks[2].mlp.fc1.weight, state["blocks.2.mlp.fc1.weight"])
+    torch.save(published, tmp_path / "tiny.pth")
+    loaded = small(depth=11, weights=tmp_path / "tiny.pth").vit
+    assert torch.equal(loaded.blocks[10].mlp.fc1.weight, published["blocks.10.mlp.fc1.weight"])
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
+    """A file like samsg's own weights: DeiT-tiny of six blocks in half precision, positions of 12 x 15 patches."""
+    torch.manual_seed(2)
+    state = small(depth=6, n_frames=161).vit.state_dict()
+    state = {name: (value + 0.1 * torch.randn_like(value)).half() for name, value in state.items()}
+    save_file(state, tmp_path / "embedded.safetensors")
+    monkeypatch.setattr(model_module, "EMBEDDED", tmp_path / "embedded.safetensors")
+    return state
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+def test_embedded_weights_give_their_first_blocks_on_any_grid(embedded, depth) -> None:
+    same = small(depth=depth, n_frames=161, weights="embedded").vit.state_dict()
+    assert len({name.split(".")[1] for name in same if name.startswith("blocks.")}) == depth
+    assert all(torch.equal(value, embedded[name].float()) for name, value in same.items())
+    # 12 x 27 = 18 x 18 patches: the grid of the file must not be taken for a square.
+    positions = small(depth=depth, n_frames=281, weights="embedded").vit.pos_embed[:, 2:]
+    old = embedded["pos_embed"].float()[:, 2:].reshape(1, 12, 15, 192).permute(0, 3, 1, 2)
+    expected = F.interpolate(old, (12, 27), mode="bicubic", antialias=True, align_corners=False)
+    torch.testing.assert_close(positions, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "depth"), [("tiny", 7), ("tiny", None), ("small", 6)])
+def test_embedded_weights_are_those_of_a_tiny_model_of_six_blocks(embedded, size, depth) -> None:
+    with pytest.raises(SamsgError, match=r"(?s)'embedded'\) could not be loaded.*\(size tiny, at most 6 blocks\)"):
+        small(size=size, depth=depth, weights="embedded")
+
+
+def test_a_model_is_built_as_the_settings_say(embedded) -> None:
+    settings = ModelSettings(size="tiny", depth=2, patch=8, stride=6, weights="random")
+    audio = AudioSettings(n_mels=64, seconds=1.0, hop=100)
+    built = build_model(settings, audio, 5)
+    assert (built.patch, built.stride, built.grid) == (8, 6, patch_grid(64, 161, 8, 6))
+    assert (built.vit.embed_dim, len(built.vit.blocks)) == (192, 2)
+    assert built(torch.rand(1, 1, 64, 161)).shape == (1, 5)
+    for normalize, scaling, expected in (
+        ("imagenet", "minmax", IMAGENET_GREY),
+        ("imagenet", "standardize", (0, 1)),
+        ("none", "minmax", (0, 1)),
+        ("none", "standardize", (0, 1)),
+    ):
+        audio = AudioSettings(scaling=scaling, hop=400)
+        settings = ModelSettings(size="tiny", depth=1, weights="embedded", normalize=normalize)
+        built = build_model(settings, audio, 5)
+        assert built.normalize == expected
+        assert torch.equal(built.vit.norm.weight, embedded["norm.weight"].float())
+        assert not torch.equal(build_model(settings, audio, 5, "random").vit.norm.weight, built.vit.norm.weight)
