@@ -31,8 +31,7 @@ bench: .venv/installed  ## speed and memory beside what people would use instead
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 notebooks: .venv/installed  ## run the notebooks where they are, so that their outputs are up to date
-	$(BIN)/jupyter nbconvert --to notebook --execute --coalesce-streams --inplace \
-	  --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
+	$(BIN)/python tools/run_notebooks.py notebooks/*.ipynb
 
 # uv installs the lock several times faster than pip; where it cannot be had, pip installs the same lock.
 .venv/installed: requirements.lock pyproject.toml

@@ -9,8 +9,7 @@
 from pathlib import Path
 
 from samsg.cli import listed
-from samsg.settings import home, load_profile
-from samsg.stages import STAGES
+from samsg.settings import STAGES, home, load_profile
 
 ROOT = Path(workflow.basedir)
 PROFILE = str(config.get("profile", "demo"))

@@ -134,9 +134,13 @@ def reconstruction_error(
     return (error * weight).sum(), weight.sum()
 
 
-def assemble(patches: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:
-    """Patches as spectrograms, the mean where they overlap, 0 beyond them: (B, 1188, 256) -> (B, 1, 128, 1001)."""
-    columns = patches.transpose(1, 2)  # (B, 256, N)
-    total = F.fold(columns, size, patch, stride=stride)
-    count = F.fold(torch.ones_like(columns), size, patch, stride=stride)
-    return total / count.clamp(min=1)
+def assemble(
+    patches: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10, mask: Tensor | None = None
+) -> Tensor:
+    """Patches as spectrograms, the mean where they overlap, 0 beyond them: (B, 1188, 256) -> (B, 1, 128, 1001).
+
+    With ``mask``, bool (B, 12, 99), only masked patches count: the reconstruction loss trains no others.
+    """
+    weight = torch.ones_like(patches) if mask is None else mask.flatten(1)[:, :, None].expand_as(patches).float()
+    total = F.fold((patches * weight).transpose(1, 2), size, patch, stride=stride)
+    return total / F.fold(weight.transpose(1, 2), size, patch, stride=stride).clamp(min=1)

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,23 @@ FolderName = Annotated[str, Field(pattern=re.compile(r"^[^\W_][\w.-]{0,99}$"))]
 
 # Settings of earlier versions, and what replaces them.
 RENAMED = {"rollout.order": "is now rollout.reading: 'abnar' is 'output_to_input', 'printed' is 'as_printed'"}
+
+
+class Stage(NamedTuple):
+    """One step of a run: the notebook that shows it, and the settings that decide it beside those of earlier stages."""
+
+    notebook: str
+    groups: tuple[str, ...]
+
+
+STAGES = {  # in their order
+    "spectrograms": Stage("01_data_preparation", ("audio", "views")),
+    "baseline": Stage("02_baseline", ("model", "training")),
+    "rollout": Stage("03_attention_rollout", ("rollout",)),
+    "masks": Stage("04_masking", ("mask",)),
+    "samsg": Stage("05_self_supervised", ("samsg",)),
+    "probe": Stage("06_linear_probe", ("probe",)),
+}
 
 
 class SamsgError(Exception):

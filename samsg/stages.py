@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,30 +27,13 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import PROTOCOLS, Profile, SamsgError, StageSettings, home, load_profile, nearest
+from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
 
 SETTINGS, RECORD, PREDICTIONS, HEAT, MASKS = "settings.json", "record.json", "predictions.csv", "heat.npy", "masks.npy"
 TEXT = ("clip", "path", "corpus", "speaker", "sentence", "emotion", "part", "predicted", "variant", "reason", "sha256")
-
-
-class Stage(NamedTuple):
-    """One step of a run: the notebook that shows it, and the settings that decide it beside those of earlier stages."""
-
-    notebook: str
-    groups: tuple[str, ...]
-
-
-STAGES = {  # in their order
-    "spectrograms": Stage("01_data_preparation", ("audio", "views")),
-    "baseline": Stage("02_baseline", ("model", "training")),
-    "rollout": Stage("03_attention_rollout", ("rollout",)),
-    "masks": Stage("04_masking", ("mask",)),
-    "samsg": Stage("05_self_supervised", ("samsg",)),
-    "probe": Stage("06_linear_probe", ("probe",)),
-}
 
 
 @dataclass(frozen=True)

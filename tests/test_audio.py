@@ -17,20 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samsg.audio import (
-    LogMel,
-    fit_length,
-    make_view,
-    open_spectrograms,
-    read_sound,
-    why_unusable,
-    write_spectrograms,
-)
+from samsg.audio import LogMel, make_view, open_spectrograms, read_sound, why_unusable, write_spectrograms
 from samsg.settings import VIEWS, AudioSettings, SamsgError, ViewSettings
 
-AUDIO = AudioSettings()
-RATE = AUDIO.sample_rate
-ALL_VIEWS = ViewSettings()
+AUDIO, ALL_VIEWS, RATE = AudioSettings(), ViewSettings(), 16_000
 
 
 def noise(n: int = 64_000, seed: int = 0, level: float = 0.1) -> torch.Tensor:
@@ -51,15 +41,13 @@ def fit_tone(samples: np.ndarray, frequency: float) -> tuple[float, float]:
     return float(np.hypot(*weights)), float(np.std(samples - basis @ weights))
 
 
-# Spectrograms
-
-
-@pytest.mark.parametrize(("hop", "seconds", "n_mels"), [(64, 4.0, 128), (256, 4.0, 128), (160, 2.0, 64)])
-def test_spectrograms_have_the_size_of_the_settings(hop: int, seconds: float, n_mels: int) -> None:
-    audio = AudioSettings(hop=hop, seconds=seconds, n_mels=n_mels)
+# Section IV-B, and others: a frame at sample 0, one a hop after it, and the last within the clip.
+@pytest.mark.parametrize(("seconds", "hop", "shape"), [(4, 64, (128, 1001)), (0.1, 300, (128, 6)), (2, 160, (64, 201))])
+def test_spectrograms_have_the_size_of_the_settings(seconds: float, hop: int, shape: tuple[int, int]) -> None:
+    audio = AudioSettings(hop=hop, seconds=seconds, n_mels=shape[0])
     spectrogram = LogMel(audio)(noise(audio.n_samples)[None])
-    assert spectrogram.shape == (1, 1, n_mels, audio.n_frames) and spectrogram.dtype == torch.float32
-    assert hop != 64 or spectrogram.shape[2:] == (128, 1001)  # Section IV-B
+    assert spectrogram.shape == (1, 1, audio.n_mels, audio.n_frames) == (1, 1, *shape)
+    assert spectrogram.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["noise", "tone"])
@@ -74,28 +62,22 @@ def test_decibels_equal_librosas(kind: str) -> None:
     np.testing.assert_allclose(LogMel(AUDIO).decibels(waveform[None])[0].numpy(), expected, rtol=0, atol=0.003)
 
 
-def test_minmax_reaches_exactly_0_and_1_and_ignores_loudness() -> None:
-    spectrogram = LogMel(AUDIO)(torch.stack([noise(), noise() / 4, noise(seed=1, level=1e-3)]))
-    assert spectrogram.amin((1, 2, 3)).tolist() == [0.0] * 3
-    assert spectrogram.amax((1, 2, 3)).tolist() == [1.0] * 3
+def test_minmax_reaches_exactly_0_and_1_ignores_loudness_and_keeps_silence_0() -> None:
+    waveforms = torch.stack([noise(), noise() / 4, noise(seed=1, level=1e-3), torch.zeros(64_000)])
+    spectrogram = LogMel(AUDIO)(waveforms)
+    assert spectrogram.amin((1, 2, 3)).tolist() == [0, 0, 0, 0]
+    assert spectrogram.amax((1, 2, 3)).tolist() == [1, 1, 1, 0]
     # A power of two changes no digit of a float32, so its logarithm moves by a constant, rounded to 1e-5 dB.
     torch.testing.assert_close(spectrogram[0], spectrogram[1], rtol=0, atol=1e-6)
 
 
-def test_standardize_gives_mean_0_and_standard_deviation_one_half() -> None:
-    spectrogram = LogMel(AudioSettings(scaling="standardize"))(torch.stack([noise(), noise(seed=1, level=1e-3)]))
+def test_standardize_gives_mean_0_and_standard_deviation_one_half_and_keeps_silence_0() -> None:
+    waveforms = torch.stack([noise(), noise(seed=1, level=1e-3), torch.zeros(64_000)])
+    spectrogram = LogMel(AudioSettings(scaling="standardize"))(waveforms)
     # Means of 128 128 float32 numbers near 10 dB.
     np.testing.assert_allclose(spectrogram.mean((1, 2, 3)), 0, atol=1e-5)
-    np.testing.assert_allclose(spectrogram.std((1, 2, 3)), 0.5, atol=1e-5)
-
-
-@pytest.mark.parametrize("scaling", ["minmax", "standardize"])
-def test_digital_silence_is_0_throughout(scaling: str) -> None:
-    spectrogram = LogMel(AudioSettings(scaling=scaling))(torch.zeros(2, 64_000))
-    assert spectrogram.count_nonzero() == 0 and spectrogram.isfinite().all()
-
-
-# Views
+    np.testing.assert_allclose(spectrogram[:2].std((1, 2, 3)), 0.5, atol=1e-5)
+    assert spectrogram[2].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -105,11 +87,8 @@ def test_a_view_depends_on_clip_view_and_seed_alone(view: str) -> None:
     torch.manual_seed(123)
     assert torch.equal(make_view(waveform, "clip", view, AUDIO, ALL_VIEWS), first)
     assert torch.equal(waveform, noise())  # it is not changed in place
-    others = [
-        make_view(waveform, "another clip", view, AUDIO, ALL_VIEWS),
-        make_view(waveform, "clip", view, AUDIO, ViewSettings(seed=1)),
-    ]
-    assert [torch.equal(other, first) for other in others] == [view == "clean"] * 2
+    for clip, views in (("another clip", ALL_VIEWS), ("clip", ViewSettings(seed=1))):
+        assert torch.equal(make_view(waveform, clip, view, AUDIO, views), first) == (view == "clean")
 
 
 def test_clean_is_the_recording_cut_or_padded_with_zeros() -> None:
@@ -117,7 +96,6 @@ def test_clean_is_the_recording_cut_or_padded_with_zeros() -> None:
     assert torch.equal(make_view(long, "clip", "clean", AUDIO, ALL_VIEWS), long[:64_000])
     padded = make_view(short, "clip", "clean", AUDIO, ALL_VIEWS)
     assert torch.equal(padded[:50_000], short) and padded[50_000:].count_nonzero() == 0
-    assert torch.equal(fit_length(short, 10), short[:10])
 
 
 def test_noise_leaves_padding_0_and_has_a_ratio_to_the_recording() -> None:
@@ -145,11 +123,9 @@ def test_shift_moves_a_clip_within_the_limit_and_fills_with_zeros() -> None:
         offsets.append(offset)
     # 0.4 s are 6400 samples. That 60 uniform draws all miss an outer quarter has probability 0.75^60 = 3e-8.
     assert -6400 <= min(offsets) < -3200 and 3200 < max(offsets) <= 6400
-    long = make_view(torch.ones(16_000), "clip", "shift", AudioSettings(seconds=1), ViewSettings(shift=4))
-    assert long.shape == (16_000,) and set(long.tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.1, 1.25])
+@pytest.mark.parametrize("factor", [0.9, 1.25])
 def test_speed_changes_duration_and_pitch_by_its_factor(factor: float) -> None:
     waveform = torch.from_numpy(sine(1000, 2).astype(np.float32))
     view = make_view(waveform, "clip", "speed", AUDIO, ViewSettings(speed=(factor, factor))).numpy()
@@ -169,36 +145,35 @@ def test_a_faster_view_of_a_long_recording_continues_past_its_cut() -> None:
     assert fit_tone(view[51_500:], 1250)[0] == pytest.approx(0.5, rel=2e-3)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
-@given(
-    st.integers(0, 2**31),
-    st.integers(1, 12_000),
-    st.sampled_from(VIEWS),
-    st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
-    st.floats(-20, 80),
-    st.floats(0, 2),
-    st.floats(0.1, 10),
-)
-def test_a_view_of_any_waveform_is_finite_and_of_one_length(seed, length, view, loudness, snr, shift, speed) -> None:
-    views = ViewSettings(snr=(snr, snr + 1), shift=shift, speed=(speed, min(10, speed + 0.1)))
-    samples = make_view(loudness * noise(length, seed), "clip", view, AudioSettings(seconds=0.25), views)
+SOUNDS = st.builds(noise, st.integers(1, 12_000), st.integers(0, 2**31), st.sampled_from([0.0, 1e-31, 1e-4, 0.1, 1e5]))
+SNR = st.floats(-20, 80).map(lambda ratio: (ratio, ratio + 1))
+SPEED = st.floats(0.1, 9.9).map(lambda factor: (factor, factor + 0.1))
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(SOUNDS, st.sampled_from(VIEWS), st.builds(ViewSettings, snr=SNR, shift=st.floats(0, 2), speed=SPEED))
+def test_a_view_of_any_waveform_is_finite_and_of_one_length(waveform, view, views) -> None:
+    samples = make_view(waveform, "clip", view, AudioSettings(seconds=0.25), views)
     assert samples.shape == (4000,) and samples.dtype == torch.float32 and samples.isfinite().all()
-    assert loudness or not samples.any()  # silence stays silent
+    assert waveform.any() or not samples.any()  # silence stays silent
 
 
-# Sound files
+def encoded(samples: np.ndarray, subtype: str | None = "FLOAT", kind: str = "WAV") -> bytes:
+    """A sound file with these samples, (S,) or (S, channels)."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, subtype, format=kind)
+    return file.getvalue()
 
 
 def test_channels_are_averaged_and_samples_kept_bit_for_bit(tmp_path: Path) -> None:
     left, right = noise(8000, 0).numpy(), noise(8000, 1).numpy()
-    soundfile.write(tmp_path / "mono.wav", left, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
-    assert np.array_equal(read_sound(tmp_path / "mono.wav").numpy(), left)
-    assert np.array_equal(read_sound(tmp_path / "stereo.wav").numpy(), (left + right) / 2)
+    for samples, expected in ((left, left), (np.stack([left, right], axis=1), (left + right) / 2)):
+        (tmp_path / "a.wav").write_bytes(encoded(samples))
+        assert np.array_equal(read_sound(tmp_path / "a.wav").numpy(), expected)
 
 
 # 16 001 Hz shares no divisor with 16 kHz: torchaudio's filters for that ratio would fill the memory.
-@pytest.mark.parametrize("rate", [8000, 11_025, 16_001, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_001, 44_100])
 def test_resampling_keeps_duration_frequency_and_amplitude(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "a.wav", sine(1000, 1, rate), rate, subtype="FLOAT")
     samples = read_sound(tmp_path / "a.wav").numpy()
@@ -207,21 +182,6 @@ def test_resampling_keeps_duration_frequency_and_amplitude(tmp_path: Path, rate:
     amplitude, residual = fit_tone(samples[1000:-1000], 1000)
     assert amplitude == pytest.approx(0.5, rel=2e-3)
     assert residual < 5e-4
-
-
-@pytest.mark.parametrize(
-    ("name", "subtype", "error"),
-    [
-        ("a.wav", "PCM_U8", 2**-7),  # steps of the format, of which rounding takes half and some encoders all
-        ("a.WAV", "PCM_16", 2**-15),
-        ("a.wav", "PCM_24", 2**-23),
-        ("a.wav", "DOUBLE", 2**-24),  # float32 holds 24 bits
-        ("a.flac", "PCM_16", 2**-15),
-    ],
-)
-def test_lossless_formats_are_read_to_their_last_step(tmp_path: Path, name: str, subtype: str, error: float) -> None:
-    soundfile.write(tmp_path / name, sine(440, 0.5), RATE, subtype=subtype)
-    np.testing.assert_allclose(read_sound(tmp_path / name).numpy(), sine(440, 0.5), rtol=0, atol=error)
 
 
 def wav_bytes(rate: int = RATE, announced: int = 3_200, n_samples: int = 1_600) -> bytes:
@@ -236,14 +196,15 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7
 BROKEN = {
     "empty": (b"", "has 0 bytes"),
     "text": (b"<!DOCTYPE html>\n<p>Not found</p>", "Is it a sound file, and complete?"),
-    "bytes": (np.random.default_rng(1).bytes(5_000), "Is it a sound file, and complete?"),
     "pointer": (LFS_POINTER, "is a Git LFS pointer.*git lfs pull"),
     "half a header": (wav_bytes()[:30], "cannot be read"),
     "header only": (wav_bytes(announced=0, n_samples=0), "holds no samples"),
     "truncated": (wav_bytes(announced=32_000), "is truncated: 3200 of 32000 bytes"),
     "1 Hz": (wav_bytes(rate=1), "sample rate of 1 Hz"),
-    "4 GHz": (wav_bytes(rate=2**32 - 1), "cannot be read|sample rate"),
     "61 s": (wav_bytes(announced=2 * 61 * RATE, n_samples=61 * RATE), "lasts 61 s; at most 60 s"),
+    "NaN": (encoded(np.array([0.1, np.nan])), "holds .*samples that are NaN, infinite or too large"),
+    "infinity": (encoded(np.array([0.1, -np.inf])), "holds .*samples that are NaN, infinite"),
+    "1e30": (encoded(np.array([0.1, 1e30])), "holds .*samples that are NaN, infinite or too large"),
 }
 
 
@@ -257,31 +218,16 @@ def test_an_unreadable_file_is_refused_with_the_reason(tmp_path: Path, name: str
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")  # reading it would wait for ever
-    (tmp_path / "link.wav").symlink_to(tmp_path / "nowhere.wav")
-    for name, reason in {"nowhere": "missing", "link": "missing", "pipe": "not a regular file"}.items():
+    for name, reason in {"nowhere": "missing", "pipe": "not a regular file"}.items():
         with pytest.raises(SamsgError, match=rf"{name}\.wav is {reason}"):
             read_sound(tmp_path / f"{name}.wav")
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30])
-def test_samples_that_are_not_finite_or_too_large_are_refused(tmp_path: Path, value: float) -> None:
-    soundfile.write(tmp_path / "odd.wav", np.array([0.1, value, 0.1]), RATE, subtype="FLOAT")
-    with pytest.raises(SamsgError, match=r"odd\.wav holds .*samples that are NaN, infinite or too large"):
-        read_sound(tmp_path / "odd.wav")
-
-
-def sounds_in_all_formats() -> list[bytes]:
-    """The same sound in six formats."""
-    contents = [wav_bytes()]
-    for kind in ("FLAC", "OGG", "MP3", "AIFF", "CAF"):
-        file = io.BytesIO()
-        soundfile.write(file, noise(1_600).numpy(), RATE, format=kind)
-        contents.append(file.getvalue())
-    return contents
+FORMATS = [encoded(noise(1_600).numpy(), None, kind) for kind in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF")]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sounds_in_all_formats()), st.data())
+@given(st.sampled_from(FORMATS), st.data())
 def test_damaged_files_are_read_or_refused(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(0, 8))):
@@ -293,37 +239,25 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path, whole: bytes, data: s
         assert "a.wav" in str(error)
 
 
-# A corpus in one pass
-
-
-def write_corpus(folder: Path) -> pd.DataFrame:
-    """Three usable sounds of other rates, lengths and channels, and three that are not; their manifest."""
-    soundfile.write(folder / "01.wav", noise(8000).numpy(), RATE, subtype="FLOAT")
-    soundfile.write(folder / "two.flac", np.stack([sine(440, 0.5, 44_100), sine(550, 0.5, 44_100)], 1), 44_100)
-    soundfile.write(folder / "grüße an.wav", np.clip(50 * noise(40_000).numpy(), -1, 1), RATE, subtype="PCM_U8")
-    soundfile.write(folder / "silence.wav", np.full(16_000, 0.25), RATE)
-    soundfile.write(folder / "short.wav", noise(1_000).numpy(), RATE)
-    (folder / "pointer.wav").write_bytes(LFS_POINTER)
-    names = ["01.wav", "silence.wav", "two.flac", "pointer.wav", "short.wav", "grüße an.wav"]
-    clips = [name.split(".")[0] for name in names]
-    return pd.DataFrame({"clip": clips, "path": names, "emotion": ["None", "joy"] * 3})
-
-
 def test_a_corpus_becomes_one_file_of_views_and_two_tables(tmp_path: Path) -> None:
-    audio, manifest, threads = AudioSettings(hop=640), write_corpus(tmp_path), torch.get_num_threads()
+    soundfile.write(tmp_path / "01.wav", noise(8000).numpy(), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "two.flac", np.stack([sine(440, 0.5, 44_100), sine(550, 0.5, 44_100)], 1), 44_100)
+    soundfile.write(tmp_path / "grüße an.wav", np.clip(50 * noise(40_000).numpy(), -1, 1), RATE, subtype="PCM_U8")
+    soundfile.write(tmp_path / "silence.wav", np.full(16_000, 0.25), RATE)
+    soundfile.write(tmp_path / "short.wav", noise(1_000).numpy(), RATE)
+    (tmp_path / "pointer.wav").write_bytes(LFS_POINTER)
+    paths = ["01.wav", "silence.wav", "two.flac", "pointer.wav", "short.wav", "grüße an.wav"]
+    clips = [path.split(".")[0] for path in paths]
+    manifest = pd.DataFrame({"clip": clips, "path": paths, "emotion": ["None", "joy"] * 3})
+    audio, threads = AudioSettings(hop=640), torch.get_num_threads()
     write_spectrograms(manifest, tmp_path, tmp_path, audio, ALL_VIEWS)
     assert torch.get_num_threads() == threads
     clips = pd.read_csv(tmp_path / "clips.csv", dtype=str, keep_default_na=False)
-    assert clips["clip"].tolist() == ["01", "two", "grüße an"]
-    assert clips["samples"].tolist() == ["8000", "8000", "40000"] and clips["emotion"].tolist() == [
-        "None",
-        "None",
-        "joy",
-    ]
-    reasons = pd.read_csv(tmp_path / "left_out.csv").set_index("path")["reason"]
-    assert reasons["silence.wav"] == "silence.wav: digital silence."
-    assert reasons["short.wav"] == "short.wav: shorter than 0.064 s."
-    assert "Git LFS pointer" in reasons["pointer.wav"] and len(reasons) == 3
+    expected = [["01", "8000", "None"], ["two", "8000", "None"], ["grüße an", "40000", "joy"]]
+    assert clips[["clip", "samples", "emotion"]].to_numpy().tolist() == expected
+    reasons = pd.read_csv(tmp_path / "left_out.csv")["reason"].tolist()
+    assert reasons[::2] == ["silence.wav: digital silence.", "short.wav: shorter than 0.064 s."]
+    assert "Git LFS pointer" in reasons[1] and len(reasons) == 3
     stored = open_spectrograms(tmp_path, audio, ALL_VIEWS)
     assert stored.shape == (3, 4, 128, 101) and stored.dtype == np.float16
     for row, (clip, path) in enumerate(zip(clips["clip"], clips["path"], strict=True)):
@@ -331,15 +265,11 @@ def test_a_corpus_becomes_one_file_of_views_and_two_tables(tmp_path: Path) -> No
         # Half precision has steps of 2^-11 just below 1, of which rounding takes half; 1e-6 for the batch.
         np.testing.assert_allclose(stored[row], LogMel(audio)(views)[:, 0], rtol=0, atol=2**-12 + 1e-6)
     assert (stored.min((2, 3)) == 0).all() and (stored.max((2, 3)) == 1).all()
+    with pytest.raises(SamsgError, match=r"No sound in .* can be used; the first: silence\.wav: digital silence"):
+        write_spectrograms(manifest.query("clip == 'silence'"), tmp_path, tmp_path, audio, ALL_VIEWS)
 
 
 def test_a_recording_of_one_value_or_one_bit_is_silence() -> None:
     bits = torch.arange(16_000) % 2 / 2**15
     reasons = [why_unusable(sound, RATE) for sound in (torch.zeros(16_000), bits, bits * 4, noise(1023), noise(1024))]
     assert reasons == ["digital silence", "digital silence", "", "shorter than 0.064 s", ""]
-
-
-def test_a_corpus_without_any_usable_sound_is_refused(tmp_path: Path) -> None:
-    manifest = write_corpus(tmp_path).query("clip in ('silence', 'short')")
-    with pytest.raises(SamsgError, match=r"No sound in .* can be used; the first: silence\.wav: digital silence"):
-        write_spectrograms(manifest, tmp_path, tmp_path, AUDIO, ALL_VIEWS)

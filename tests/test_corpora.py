@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,10 @@ from hypothesis import strategies as st
 from toys import wav
 
 from samsg import corpora
-from samsg.corpora import (
-    COLUMNS,
-    GRAMMARS,
-    Report,
-    check_corpus,
-    emotions_of,
-    fingerprint,
-    official_list,
-    parse_path,
-    published_counts,
-    read_corpus,
-)
+from samsg.corpora import COLUMNS, GRAMMARS, check_corpus, fingerprint, official_list, parse_path, read_corpus
 from samsg.settings import SamsgError
 
-# One clip of each emotion, as the corpora name them.
-FILES = {
-    "savee": ["DC_a01.wav", "DC_d04.wav", "JE_f15.wav", "JE_h02.wav", "JK_n30.wav", "KL_sa03.wav", "KL_su11.wav"],
-    "emodb": [
-        "03a01Wa.wav", "03a01Lb.wav", "08a02Ec.wav", "08b01Aa.wav", "09b10Fd.wav", "10a05Ta.wav", "16b03Nc.wav",
-    ],
-    "crema_d": [
-        "1001_DFA_ANG_XX.wav", "1001_IEO_DIS_HI.wav", "1002_IEO_FEA_LO.wav", "1002_IEO_HAP_MD.wav",
-        "1003_TAI_NEU_XX.wav", "1091_WSI_SAD_XX.wav",
-    ],
-    "ravdess": [f"03-01-0{emotion}-01-02-01-{2 * emotion:02d}.wav" for emotion in range(1, 9)],
-}  # fmt: skip
+FILES = {corpus: official_list(corpus).groupby("emotion")["file"].first().tolist() for corpus in GRAMMARS}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 60788\n"
 
 
@@ -60,52 +39,32 @@ def write_csv(root: Path, text: str, *files: str, encoding: str = "utf-8") -> st
     return str(root / "own.csv")
 
 
-# File names
-
-
 @pytest.mark.parametrize(
     ("corpus", "path", "expected"),
     [
-        ("savee", "AudioData/DC/a01.wav", ("DC_a01", "DC", "01", "anger")),
         ("savee", "DC_a01.wav", ("DC_a01", "DC", "01", "anger")),
         ("savee", "KL/sa03.wav", ("KL_sa03", "KL", "03", "sadness")),  # sa, not a
-        ("savee", "KL_su04.wav", ("KL_su04", "KL", "su04", "surprise")),
         ("savee", "KL_su04.WAV", ("KL_su04", "KL", "su04", "surprise")),
         ("emodb", "wav/03a01Fa.wav", ("03a01Fa", "03", "a01", "happiness")),
-        ("emodb", "16b10Td.WAV", ("16b10Td", "16", "b10", "sadness")),
         ("crema_d", "AudioWAV/1001_DFA_ANG_XX.wav", ("1001_DFA_ANG_XX", "1001", "DFA", "anger")),
         ("crema_d", "1040_ITH_SAD_X.wav", ("1040_ITH_SAD_X", "1040", "ITH", "sadness")),  # one X in some copies
-        ("ravdess", "Actor_12/03-01-06-01-02-01-12.wav", ("03-01-06-01-02-01-12", "12", "02", "fear")),
-        ("ravdess", "flac/03-01-02-02-01-02-24.flac", ("03-01-02-02-01-02-24", "24", "01", "calm")),
+        ("ravdess", "03-01-02-02-01-02-24.flac", ("03-01-02-02-01-02-24", "24", "01", "calm")),
     ],
 )
 def test_a_name_is_parsed(corpus, path, expected):
     assert tuple(parse_path(path, corpus).values()) == expected
 
 
-@pytest.mark.parametrize(
-    ("corpus", "path"),
-    [
-        ("savee", "a01.wav"),  # no speaker
-        ("savee", "XX_a01.wav"),
-        ("savee", "DC_b01.wav"),
-        ("savee", "ADC_a01.wav"),
-        ("savee", "DC_a01.wav.txt"),
-        ("emodb", "03a01Xa.wav"),
-        ("emodb", "103a01Fa.wav"),
-        ("emodb", "03a01Fa.mp3"),
-        ("crema_d", "1001_DFA_SUR_XX.wav"),
-        ("crema_d", "2001_DFA_ANG_XX.wav"),
-        ("ravdess", "03-02-06-01-02-01-12.wav"),  # song
-        ("ravdess", "02-01-06-01-02-01-12.wav"),  # video
-        ("ravdess", "03-01-06-01-02-01-25.wav"),
-    ],
-)
-def test_other_names_are_not_parsed(corpus, path):
-    assert parse_path(path, corpus) is None
+OTHER_NAMES = {
+    "savee": "a01.wav XX_a01.wav DC_b01.wav ADC_a01.wav DC_a01.wav.txt",
+    "emodb": "03a01Xa.wav 103a01Fa.wav 03a01Fa.mp3",
+    "crema_d": "1001_DFA_SUR_XX.wav 2001_DFA_ANG_XX.wav",
+    "ravdess": "03-02-06-01-02-01-12.wav 02-01-06-01-02-01-12.wav 03-01-06-01-02-01-25.wav",  # song, video, actor 25
+}
 
 
-# Folders
+def test_other_names_are_not_parsed():
+    assert not [path for corpus, paths in OTHER_NAMES.items() for path in paths.split() if parse_path(path, corpus)]
 
 
 @pytest.mark.parametrize("corpus", FILES)
@@ -114,15 +73,8 @@ def test_a_manifest_is_sorted_and_its_paths_are_relative(tmp_path, corpus):
     assert list(manifest.columns) == COLUMNS == ["clip", "path", "corpus", "speaker", "sentence", "emotion"]
     assert manifest["clip"].tolist() == sorted(Path(file).stem for file in FILES[corpus])
     assert manifest["path"].tolist() == [f"disc/wav/{clip}.wav" for clip in manifest["clip"]]
-    assert emotions_of(manifest) == sorted(GRAMMARS[corpus].emotions.values())
+    assert corpora.emotions_of(manifest) == sorted(GRAMMARS[corpus].emotions.values())
     assert set(manifest["corpus"]) == {corpus}
-
-
-@pytest.mark.parametrize("layout", ["{}_{}", "AudioData/{}/{}", "{}/{}"])
-def test_savee_is_the_same_in_every_layout(tmp_path, layout):
-    files = [layout.format(*file.split("_")) for file in FILES["savee"]]
-    manifest = read_corpus("savee", touch(tmp_path, *files)).drop(columns="path")
-    assert manifest.equals(read_corpus("savee", touch(tmp_path / "flat", *FILES["savee"])).drop(columns="path"))
 
 
 def test_links_are_followed_and_hidden_files_are_not_read(tmp_path):
@@ -134,38 +86,22 @@ def test_links_are_followed_and_hidden_files_are_not_read(tmp_path):
 
 
 def test_a_folder_that_is_not_the_corpus_is_refused_with_what_was_found(tmp_path):
-    with pytest.raises(
-        SamsgError, match=r"expected in .*nowhere: found no clip of .* among 0 sound files.*wav/.*data/README\.md"
-    ):
+    with pytest.raises(SamsgError, match=r"in .*nowhere: found no clip of .* among 0 sound files.*data/README\.md"):
         read_corpus("emodb", tmp_path / "nowhere")
-    touch(tmp_path, *FILES["emodb"])
-    with pytest.raises(SamsgError, match=r"found no clip of anger.* among 7 sound files\. Names are like Audio"):
-        read_corpus("savee", tmp_path)
-    (tmp_path / FILES["emodb"][1]).unlink()
-    with pytest.raises(SamsgError, match="found no clip of boredom among 6 sound files"):
+    touch(tmp_path, *FILES["emodb"][1:])
+    with pytest.raises(SamsgError, match=r"found no clip of anger among 6 sound files\. Names are like wav/"):
         read_corpus("emodb", tmp_path)
     with pytest.raises(SamsgError, match=r"no corpus 'emdob'; known: .*folders, ravdess, savee\. Did you mean 'emodb'"):
         read_corpus("emdob")
 
 
-@pytest.mark.parametrize("second", ["copy/03a01Wa.wav", "COPY/03a01Wa.WAV"])
-def test_two_files_of_a_clip_are_refused_by_name(tmp_path, second):
-    with pytest.raises(SamsgError, match=rf"has clips more than once, such as .*{second}"):
-        read_corpus("emodb", touch(tmp_path, *FILES["emodb"], second))
-
-
 def test_a_folder_for_each_class(tmp_path):
-    touch(tmp_path, "mixed other/eins ä.wav", "calm/deep/zwei.FLAC", "calm/drei.ogg", "calm/notes.txt", "four.wav")
+    touch(tmp_path, "mixed other/eins ä.wav", "calm/deep/zwei.FLAC", "calm/notes.txt", "four.wav")
     manifest = read_corpus("folders", tmp_path)
-    assert dict(zip(manifest["path"], manifest["emotion"], strict=True)) == {
-        "calm/deep/zwei.FLAC": "calm",
-        "calm/drei.ogg": "calm",
-        "mixed other/eins ä.wav": "mixed other",
-    }
+    assert manifest["path"].tolist() == ["calm/deep/zwei.FLAC", "mixed other/eins ä.wav"]
+    assert manifest["emotion"].tolist() == ["calm", "mixed other"]
     with pytest.raises(SamsgError, match="nowhere has no sound in a folder"):
         read_corpus("folders", tmp_path / "nowhere")
-    with pytest.raises(SamsgError, match="1 emotions; a classifier needs two"):
-        read_corpus("folders", tmp_path / "calm")
 
 
 @pytest.mark.parametrize("name", [b"two\nlines.wav", b"caf\xe9.wav"])
@@ -176,26 +112,16 @@ def test_a_name_that_tables_cannot_hold_is_refused(tmp_path, name):
             work("folders", tmp_path)
 
 
-# CSVs
-
-
-def test_a_csv_is_a_corpus(tmp_path):
-    text = "path,emotion,speaker,sentence,note\nb/2.wav,calm,07,s1,x\na/1.wav,mixed/other,03,s2,y\n"
-    manifest = read_corpus(write_csv(tmp_path, text, "a/1.wav", "b/2.wav"))
-    assert manifest[COLUMNS].to_numpy().tolist() == [
-        ["a/1.wav", "a/1.wav", "own", "03", "s2", "mixed/other"],
-        ["b/2.wav", "b/2.wav", "own", "07", "s1", "calm"],
+def test_a_csv_is_a_corpus_and_its_cells_are_text_without_spaces_around_them(tmp_path):
+    text = (
+        "path, emotion,speaker,sentence,note\nb/2.wav,None ,07,s1,x\nÄrger 1.wav, mixed/other,NA,\na/1.wav,01,,s2,y\n"
+    )
+    path = write_csv(tmp_path, text, "a/1.wav", "b/2.wav", "Ärger 1.wav", encoding="utf-8-sig")
+    assert read_corpus(path)[COLUMNS].to_numpy().tolist() == [
+        ["a/1.wav", "a/1.wav", "own", "", "s2", "01"],
+        ["b/2.wav", "b/2.wav", "own", "07", "s1", "None"],
+        ["Ärger 1.wav", "Ärger 1.wav", "own", "NA", "", "mixed/other"],
     ]
-    assert emotions_of(manifest) == ["calm", "mixed/other"]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_cells_are_text_without_the_spaces_around_them(tmp_path, encoding):
-    text = "path, emotion,speaker\nÄrger 1.wav,None ,001,\n2.wav, None,NA,\n3.wav,01,,\n"
-    manifest = read_corpus(write_csv(tmp_path, text, "Ärger 1.wav", "2.wav", "3.wav", encoding=encoding))
-    assert manifest["emotion"].tolist() == ["None", "01", "None"]
-    assert manifest["speaker"].tolist() == ["NA", "", "001"]
-    assert manifest["sentence"].tolist() == ["", "", ""]
 
 
 def test_sounds_may_lie_anywhere(tmp_path):
@@ -206,58 +132,40 @@ def test_sounds_may_lie_anywhere(tmp_path):
     assert len(read_corpus(write_csv(tmp_path / "own", text))) == 3
     path = write_csv(tmp_path / "own", "path,emotion\na/1.wav,calm\nb/2.wav,glad\n")
     assert read_corpus(path, outside)["path"].tolist() == ["a/1.wav", "b/2.wav"]
-    # Clips that are listed with absolute paths keep their names and fingerprint when the corpus moves.
-    manifests = []
+    # Clips that are listed with absolute paths keep their names when the corpus moves.
     for folder in (outside, touch(tmp_path / "elsewhere", "a/1.wav", "b/2.wav")):
         text = f"path,emotion\n{folder}/a/1.wav,calm\n{folder}/b/2.wav,glad\n"
-        manifests.append(read_corpus(write_csv(tmp_path / "own", text)))
-    assert [manifest["clip"].tolist() for manifest in manifests] == [["a/1.wav", "b/2.wav"]] * 2
-    assert fingerprint(manifests[0], tmp_path) == fingerprint(manifests[1], tmp_path)
+        assert read_corpus(write_csv(tmp_path / "own", text))["clip"].tolist() == ["a/1.wav", "b/2.wav"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,emotion\n1.wav,calm\n", "has columns file, emotion; it also needs path"),
         ("path;emotion\n1.wav;calm\n", "has columns path;emotion; it also needs path and emotion"),
         ("", "cannot be read as CSV"),
         ("path,emotion\n1.wav,calm\n2.wav, \n", "line 3: emotion is empty"),
-        ("path,emotion\n1.wav,calm\n,glad\n", "line 3: path is empty"),
-        ("path,emotion\n1.wav,calm\n2.wav\n", "line 3: emotion is empty"),
+        ('path,emotion\n1.wav,calm\n2.wav,"gl\rad"\n', "line 3: emotion .* has characters that tables cannot hold"),
         ("path,emotion\n1.wav,calm\n2.wav,calm\n", "has 1 emotions; a classifier needs two or more"),
-        ("path,emotion\n", "has 0 emotions"),
         ("path,emotion\n1.wav,calm\n3.wav,glad\n", r"lists 1 files that do not exist in .*, such as '3\.wav'"),
         (f"path,emotion\n1.wav,calm\n{'x' * 5000}.wav,glad\n", "lists 1 files that do not exist"),
         ("path,emotion\n1.wav,calm\n/dev/zero,glad\n", "lists 1 files that do not exist"),
-        ("path,emotion\n1.wav,calm\n.,glad\n", "lists 1 files that do not exist"),
-        (
-            'path,emotion\n1.wav,calm\n2.wav,"gl\rad"\n',
-            "line 3: emotion is empty or has characters that tables cannot hold",
-        ),
         ("path,emotion\n1.wav,calm\n1.wav,glad\n2.wav,glad\n", r"more than once, such as 1\.wav and 1\.wav"),
         ("path,emotion,part\n1.wav,calm,train\n2.wav,glad,dev\n", "'dev', 'train' in column part; a published split"),
         ("path,emotion,part\n1.wav,calm,train\n2.wav,glad,test\n", "each at least once"),
+        ("path,emotion\n1.wav,\xc4rger\n", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_a_csv_that_cannot_be_used_says_why(tmp_path, text, words):
-    with pytest.raises(SamsgError, match=words):
-        read_corpus(write_csv(tmp_path, text, "1.wav", "2.wav"))
+    encoding = "latin-1" if "\xc4" in text else "utf-8"
+    with pytest.raises(SamsgError, match=rf"own\.csv.* {words}"):
+        read_corpus(write_csv(tmp_path, text, "1.wav", "2.wav", encoding=encoding))
 
 
-def test_a_csv_that_is_missing_or_in_another_encoding_is_named(tmp_path):
-    with pytest.raises(SamsgError, match=r"nowhere\.csv cannot be read as CSV in UTF-8: .*No such file"):
-        read_corpus(str(tmp_path / "nowhere.csv"))
-    with pytest.raises(SamsgError, match=r"own\.csv cannot be read as CSV in UTF-8"):
-        read_corpus(write_csv(tmp_path, "path,emotion\n1.wav,Ärger\n", "1.wav", encoding="latin-1"))
+CELLS = [*'",;\n\r\0 ./', "path", "emotion", "1.wav", "2.wav", "..", "calm", "\ufeff", "ä", "part"]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.sampled_from([*'",;\n\r\0 ./', "path", "emotion", "1.wav", "2.wav", "..", "calm", "\ufeff", "ä", "part"]),
-        max_size=30,
-    )
-)
+@given(st.lists(st.sampled_from(CELLS), max_size=30))
 def test_any_table_is_read_or_refused(tmp_path, cells):
     for text in ("".join(cells), "path,emotion\n1.wav,calm\n2.wav,glad\n" + "".join(cells)):
         try:
@@ -268,64 +176,49 @@ def test_any_table_is_read_or_refused(tmp_path, cells):
 
 
 def test_a_fingerprint_changes_with_names_labels_and_sounds_alone(tmp_path):
-    for name in ("a", "b"):
-        wav(tmp_path / f"{name}.wav", frequency=440 if name == "a" else 880)
-    path = write_csv(tmp_path, "path,emotion,speaker\na.wav,calm,ann\nb.wav,glad,bob\n")
-    manifest = read_corpus(path)
+    wav(tmp_path / "a.wav", frequency=440)
+    wav(tmp_path / "b.wav", frequency=880)
+    manifest = read_corpus(write_csv(tmp_path, "path,emotion,speaker\na.wav,calm,ann\nb.wav,glad,bob\n"))
     first = fingerprint(manifest, tmp_path)
-    assert first == fingerprint(manifest.iloc[::-1], tmp_path)
-    assert first == fingerprint(
-        manifest.assign(corpus="another", path=str(tmp_path) + "/" + manifest["path"]), tmp_path
-    )
+    moved = manifest.assign(corpus="another", path=str(tmp_path) + "/" + manifest["path"])
+    assert first == fingerprint(manifest.iloc[::-1], tmp_path) == fingerprint(moved, tmp_path)
     for column in ("clip", "speaker", "sentence", "emotion"):
         assert first != fingerprint(manifest.assign(**{column: ["x", *manifest[column][1:]]}), tmp_path)
     assert first != fingerprint(manifest.assign(part=["train", "test"]), tmp_path)
-    content = bytearray((tmp_path / "a.wav").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "a.wav").write_bytes(content)
+    wav(tmp_path / "a.wav", frequency=441)
     assert first != fingerprint(manifest, tmp_path)
 
 
-# The official lists
-
-
 def test_the_lists_hold_all_files_with_the_published_counts():
-    lists = {corpus: official_list(corpus) for corpus in GRAMMARS}
+    lists, counts = {corpus: official_list(corpus) for corpus in GRAMMARS}, corpora.published_counts
     assert {corpus: len(table) for corpus, table in lists.items()} == {
         "savee": 480, "emodb": 535, "crema_d": 7442, "ravdess": 1440,
     }  # fmt: skip
     for corpus, table in lists.items():
-        assert table.notna().all(axis=None)
-        assert table["clip"].is_unique
+        assert table.notna().all(axis=None) and table["clip"].is_unique
         has_hash = table["sha256"].str.fullmatch("[0-9a-f]{64}")
         assert has_hash.all() if corpus in ("emodb", "crema_d") else (table["sha256"] == "").all()
     others = ["anger", "disgust", "fear", "happiness", "sadness"]
-    assert published_counts("savee").to_dict() == {**dict.fromkeys(others, 60), "neutral": 120, "surprise": 60}
-    assert published_counts("emodb").to_dict() == {
+    assert counts("savee").to_dict() == {**dict.fromkeys(others, 60), "neutral": 120, "surprise": 60}
+    assert counts("emodb").to_dict() == {
         "anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "neutral": 79, "sadness": 62,
     }  # fmt: skip
-    assert published_counts("crema_d").to_dict() == {**dict.fromkeys(others, 1271), "neutral": 1087}
-    counts = dict.fromkeys([*others, "calm", "surprise"], 192) | {"neutral": 96}
-    assert published_counts("ravdess").to_dict() == counts
+    assert counts("crema_d").to_dict() == {**dict.fromkeys(others, 1271), "neutral": 1087}
+    assert counts("ravdess").to_dict() == dict.fromkeys([*others, "calm", "surprise"], 192) | {"neutral": 96}
 
 
 def test_the_lists_have_the_published_speakers_and_sentences():
-    assert published_counts("savee", "speaker").to_dict() == dict.fromkeys(["DC", "JE", "JK", "KL"], 120)
-    assert published_counts("emodb", "speaker").to_dict() == {
-        "03": 49, "08": 58, "09": 43, "10": 38, "11": 55, "12": 35, "13": 61, "14": 69, "15": 56, "16": 71,
-    }  # fmt: skip
+    counts = corpora.published_counts
+    assert counts("savee", "speaker").to_dict() == dict.fromkeys(["DC", "JE", "JK", "KL"], 120)
+    assert counts("emodb", "speaker").tolist() == [49, 58, 43, 38, 55, 35, 61, 69, 56, 71]  # 03, and 08 to 16
     # 91 actors: 11 sentences in 6 emotions, and IEO in neutral and 5 emotions at 3 levels: 82. 5 actors lack a few.
-    counts = published_counts("crema_d", "speaker").to_dict()
-    assert len(counts) == 91
-    assert {actor: n for actor, n in counts.items() if n != 82} == {
-        "1002": 81, "1008": 76, "1009": 76, "1019": 76, "1076": 81,
-    }  # fmt: skip
-    assert published_counts("ravdess", "speaker").to_dict() == {f"{actor:02d}": 60 for actor in range(1, 25)}
+    actors = counts("crema_d", "speaker")
+    assert len(actors) == 91
+    assert actors[actors != 82].to_dict() == {"1002": 81, "1008": 76, "1009": 76, "1019": 76, "1076": 81}
+    assert counts("ravdess", "speaker").to_dict() == {f"{actor:02d}": 60 for actor in range(1, 25)}
     # SAVEE: 15 sentences in each emotion and 30 in neutral; 3 of them are common to all emotions.
-    savee = published_counts("savee", "sentence")
-    assert savee[["01", "02", "03"]].tolist() == [28, 28, 28]
-    assert savee.drop(["01", "02", "03"]).tolist() == [4] * (6 * 12 + 27)
-    assert [len(published_counts(corpus, "sentence")) for corpus in ("emodb", "crema_d", "ravdess")] == [10, 12, 2]
+    assert counts("savee", "sentence").tolist() == [28] * 3 + [4] * (6 * 12 + 27)
+    assert [len(counts(corpus, "sentence")) for corpus in ("emodb", "crema_d", "ravdess")] == [10, 12, 2]
 
 
 def test_the_lists_agree_with_the_shared_lists(shared):
@@ -333,9 +226,6 @@ def test_the_lists_agree_with_the_shared_lists(shared):
         expected = pd.read_csv(shared / "corpora" / f"{corpus}.csv").astype({"sha256": object}).fillna({"sha256": ""})
         columns = ["file", "sample_rate", "frames", "sha256"]
         pd.testing.assert_frame_equal(official_list(corpus)[columns], expected[columns], check_dtype=False)
-
-
-# The check
 
 
 @pytest.fixture
@@ -350,7 +240,7 @@ def small_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pd.DataFrame:
     return table
 
 
-def status_of(report: Report, name: str) -> tuple[str, str]:
+def status_of(report: corpora.Report, name: str) -> tuple[str, str]:
     """Status and reason of the one file whose path ends so."""
     (row,) = [row for row in report.files.itertuples() if row.path.endswith(name)]
     return row.status, row.reason
@@ -360,8 +250,7 @@ def test_the_official_files_are_complete_and_official(small_list, tmp_path):
     (tmp_path / "emodb/wav/notes.wav").write_bytes(b"beside the corpus")
     report = check_corpus("emodb", tmp_path / "emodb")
     assert (report.verdict, report.exit_code) == ("complete and official: 14 clips.", 0)
-    for words in ("14 sounds by", "anger (2), boredom (2)", "16000 (14)", "    14  ok"):
-        assert words in report.text()
+    assert re.search(r"14 sounds by .*anger \(2\), boredom \(2\).*16000 \(14\).*    14  ok", report.text(), re.DOTALL)
 
 
 def test_each_fault_has_its_line(small_list, tmp_path):
@@ -380,36 +269,21 @@ def test_each_fault_has_its_line(small_list, tmp_path):
     assert status_of(report, files[3]) == ("missing", "not on disk")
     assert status_of(report, files[4]) == ("unusable", "digital silence")
     assert status_of(report, "my recording.wav") == ("unexpected name", "not on the official list")
-    assert report.exit_code == 1
-    assert report.verdict == (
-        "usable, but not complete and official: 2 other content, 2 unusable, 1 missing. State this with every result."
-    )
-    content = json.loads(report.json())
-    assert content["exit_code"] == 1
-    assert len(content["files"]) == len(report.files) == 15
-    assert report.files.notna().all(axis=None)
+    counts = "2 other content, 2 unusable, 1 missing"
+    assert report.verdict == f"usable, but not complete and official: {counts}. State this with every result."
+    assert json.loads(report.json())["exit_code"] == report.exit_code == 1
+    assert len(json.loads(report.json())["files"]) == len(report.files) == 15
     wav(root / "99a01Fa.wav")  # it would be read as a clip
     assert "1 unexpected name" in check_corpus("emodb", tmp_path / "emodb").verdict
     wav(root / "copy" / files[0])
     report = check_corpus("emodb", tmp_path / "emodb")
-    assert report.exit_code == 2
-    assert "keep one file of each clip" in report.verdict
-
-
-def test_a_class_that_is_lost_makes_a_corpus_unusable(small_list, tmp_path):
-    for file in small_list.loc[small_list["emotion"] == "fear", "file"]:
-        (tmp_path / "emodb/wav" / file).write_text(POINTER)
-    report = check_corpus("emodb", tmp_path / "emodb")
-    assert report.verdict.startswith("not usable: no clip of fear can be read (2 unusable).")
-    assert report.exit_code == 2
+    assert report.exit_code == 2 and "keep one file of each clip" in report.verdict
 
 
 def test_a_folder_that_does_not_exist_is_a_report(tmp_path):
     report = check_corpus("crema_d", tmp_path / "nowhere")
     assert report.files["status"].value_counts().to_dict() == {"missing": 7442}
-    assert report.exit_code == 2
-    assert "data/README.md" in report.text()
-    assert json.loads(report.json())["files"][0]["status"] == "missing"
+    assert report.exit_code == 2 and "data/README.md" in report.text()
 
 
 def test_the_clip_of_crema_d_without_audio_is_a_known_defect(tmp_path, monkeypatch):
@@ -428,29 +302,20 @@ def test_the_clip_of_crema_d_without_audio_is_a_known_defect(tmp_path, monkeypat
     assert status_of(check_corpus("crema_d", tmp_path), silent.name)[0] == "known defect"
 
 
-def test_first_two_seconds_of_emodb_have_official_names_and_other_content(shared):
-    report = check_corpus("emodb", shared / "emodb_first2s")
-    assert report.files["status"].value_counts().to_dict() == {"other content": 535}
-    assert report.exit_code == 1
-    assert status_of(report, "03a01Fa.wav")[1] == "22050 Hz, 2.00 s (official: 16000 Hz, 1.90 s)"
-
-
 def test_a_corpus_without_an_official_list_is_checked(tmp_path):
-    for name in ("calm/a", "calm/b", "glad/c", "glad/d"):
-        wav(tmp_path / f"{name}.wav", 0.2)
-    rows = "calm/a.wav,calm,ann\ncalm/b.wav,calm,ann\nglad/c.wav,glad,bob\nglad/d.wav,glad,bob\n"
+    names = ["calm/a.wav", "calm/b.wav", "glad/c.wav", "glad/d.wav"]
+    for name in names:
+        wav(tmp_path / name, 0.2)
+    rows = "".join(f"{name},{name[:4]},{name[5]}\n" for name in names)
     path = write_csv(tmp_path, f"path,emotion,speaker\n{rows}")
     report = check_corpus(path)
-    assert report.verdict == "complete: 4 clips."
-    assert report.exit_code == 0
-    assert "own in" in report.text() and "by 2 speakers" in report.text()
+    assert (report.verdict, report.exit_code) == ("complete: 4 clips.", 0)
+    assert "own in" in report.text() and "by 4 speakers" in report.text()
     assert "by unknown speakers" in check_corpus("folders", tmp_path).text()
     (tmp_path / "calm/a.wav").write_bytes(b"")
     report = check_corpus(path)
     assert (report.verdict, report.exit_code) == ("usable, but not complete: 1 unusable.", 1)
     (tmp_path / "calm/b.wav").write_bytes(b"text")
     report = check_corpus("folders", tmp_path)
-    assert (report.verdict, report.exit_code) == (
-        "not usable: no clip of calm can be read (2 unusable). data/README.md says how to get a corpus.",
-        2,
-    )
+    assert report.verdict.startswith("not usable: no clip of calm can be read (2 unusable). data/README.md")
+    assert report.exit_code == 2

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,9 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}  # and files opened
 
 
 def run_all(home: Path, kill_at: int = 0, largest_file: int = 0) -> None:
-    """All stages of the toy run, in a process of its own; exit code 1 after a SamsgError. Writes home.log.
+    """All stages of the toy run, in a process of its own that writes home.log; exit code 1 after a SamsgError.
 
-    Args:
-        home: the home folder.
-        kill_at: just before this change to a file in home, the process is killed; 0: never.
-        largest_file: bytes; longer files cannot be written; 0: no limit.
+    The process is killed just before change ``kill_at`` to a file; files over ``largest_file`` bytes cannot be written.
     """
     os.environ["SAMSG_HOME"] = str(home)
     sys.stdout = sys.stderr = home.with_suffix(".log").open("a", buffering=1)
@@ -58,12 +54,8 @@ def run_all(home: Path, kill_at: int = 0, largest_file: int = 0) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     make = Run.make
 
-    def noted_make(run: Run, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
-        def noted_work(folder: Path) -> None:
-            print(f"work on {name}")
-            work(folder)
-
-        return make(run, name, noted_work, fingerprint)
+    def noted_make(run: Run, name: str, work: Any, *fingerprint: str) -> Path:
+        return make(run, name, lambda folder: print(f"work on {name}") or work(folder), *fingerprint)
 
     Run.make = noted_make  # type: ignore[method-assign]
     try:
@@ -73,18 +65,14 @@ def run_all(home: Path, kill_at: int = 0, largest_file: int = 0) -> None:
         sys.exit(1)
 
 
-def start(home: Path, **options: int) -> BaseProcess:
-    """A process that runs all stages."""
-    process = PROCESSES.Process(target=run_all, args=(home,), kwargs=options)
-    process.start()
-    return process
-
-
-def finish(home: Path, **options: int) -> int | None:
-    """Run all stages, or as many as the options allow: the exit code."""
-    process = start(home, **options)
-    process.join()
-    return process.exitcode
+def finish(home: Path, processes: int = 1, **options: int) -> list[int | None]:
+    """Run all stages, or as many as the options allow, in processes at the same time: their exit codes."""
+    started = [PROCESSES.Process(target=run_all, args=(home,), kwargs=options) for _ in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
 
 
 def results(home: Path) -> dict[str, bytes]:
@@ -103,16 +91,21 @@ def results(home: Path) -> dict[str, bytes]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A home folder with the toy corpus and no run."""
-    home = tmp_path / "home"
-    home.mkdir()
-    write_tone_corpus(home)
-    return home
+    (tmp_path / "home").mkdir()
+    return write_tone_corpus(tmp_path / "home").parent
+
+
+@pytest.fixture
+def run(finished: Path, home: Path) -> Run:
+    """A copy of the finished run, to be damaged."""
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    return samsg.open_run(home / "tones.yaml", "tones")
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(corpus: Path, finished: Path) -> None:
     """SIGKILL just before every 31st change to a file, from wherever the kill before left off."""
     kills = 0
-    while finish(corpus, kill_at=31) == -signal.SIGKILL:
+    while finish(corpus, kill_at=31) == [-signal.SIGKILL]:
         kills += 1
         assert kills < 20, "a rerun must keep the epochs and stages before the kill"
     log = corpus.with_suffix(".log").read_text()
@@ -121,21 +114,18 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(corpus: Path, fin
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(finished: Path, corpus: Path, monkeypatch) -> None:
-    assert finish(corpus) == 0
+    assert finish(corpus) == [0]
     assert results(corpus) == results(finished)
     monkeypatch.setenv("SAMSG_HOME", str(corpus))
     models = []
     for seed in (0, 1):
-        run = samsg.open_run(corpus / "tones.yaml", "tones", "random", seed)
-        models.append((samsg.train_baseline(run) / "model.safetensors").read_bytes())
+        folder = samsg.train_baseline(samsg.open_run(corpus / "tones.yaml", "tones", "random", seed))
+        models.append((folder / "model.safetensors").read_bytes())
     assert models[0] != models[1]
 
 
 def test_two_processes_on_one_run_do_each_stage_once(corpus: Path, finished: Path) -> None:
-    both = [start(corpus) for _ in range(2)]
-    for process in both:
-        process.join()
-        assert process.exitcode == 0
+    assert finish(corpus, processes=2) == [0, 0]
     log = corpus.with_suffix(".log").read_text()
     assert {name: log.count(f"work on {name}\n") for name in STAGES} == dict.fromkeys(STAGES, 1)
     assert results(corpus) == results(finished)
@@ -144,11 +134,11 @@ def test_two_processes_on_one_run_do_each_stage_once(corpus: Path, finished: Pat
 def test_a_disk_without_room_is_one_sentence_and_nothing_is_lost(corpus: Path, finished: Path) -> None:
     """Limits on the size of a file stand for a full disk: the spectrograms are 1.3 MB, a model 2 MB."""
     for limit, name in ((10**6, "spectrograms"), (15 * 10**5, "model.safetensors")):
-        assert finish(corpus, largest_file=limit) == 1
+        assert finish(corpus, largest_file=limit) == [1]
         log = corpus.with_suffix(".log").read_text()
         sentence = r"samsg: \S+ could not be written: File too large\. What was complete before is kept; make room"
         assert name in re.findall(sentence, log)[-1] and "Traceback" not in log
-    assert finish(corpus) == 0
+    assert finish(corpus) == [0]
     assert corpus.with_suffix(".log").read_text().count("work on spectrograms") == 2  # only the first one failed
     assert results(corpus) == results(finished)
 
@@ -163,9 +153,8 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
-def test_pickles_are_refused(finished: Path, home: Path) -> None:
-    shutil.copytree(finished, home, dirs_exist_ok=True)
-    run, trace = samsg.open_run(home / "tones.yaml", "tones"), home / "trace"
+def test_pickles_are_refused(run: Run, home: Path) -> None:
+    trace = home / "trace"
     torch.save({"model": Malicious(trace)}, home / "bad.pt")
     torch.load(home / "bad.pt", weights_only=False)  # this is what it does
     trace.unlink()
@@ -184,33 +173,32 @@ def test_pickles_are_refused(finished: Path, home: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("change", ["empty", "text", "cut", "huge header", "other shape"])
-def test_a_damaged_model_is_refused(finished: Path, home: Path, change: str) -> None:
-    shutil.copytree(finished, home, dirs_exist_ok=True)
-    run = samsg.open_run(home / "tones.yaml", "tones")
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "text": lambda content: b"this is not a model",
+    "cut": lambda content: content[: len(content) // 2],
+    "huge header": lambda content: b"\xff" * 7 + b"\x7f" + content[8:],
+    "other shape": lambda content: content.replace(b"[3,192]", b"[192,3]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_model_is_refused(run: Run, damage: Callable[[bytes], bytes]) -> None:
     path = run.stage_folder("probe") / "model.safetensors"
     content = path.read_bytes()
-    damaged = {
-        "empty": b"",
-        "text": b"this is not a model",
-        "cut": content[: len(content) // 2],
-        "huge header": b"\xff" * 7 + b"\x7f" + content[8:],
-        "other shape": content.replace(b"[3,192]", b"[192,3]"),
-    }
-    assert damaged[change] != content
-    path.write_bytes(damaged[change])
+    path.write_bytes(damage(content))
+    assert path.read_bytes() != content
     with pytest.raises(SamsgError, match=r"model\.safetensors does not hold the model of stage 'probe': "):
         samsg.load_model(run, "probe")
 
 
-def test_runs_go_through_a_clusters_queue(corpus: Path, tmp_path: Path) -> None:
+def test_runs_go_through_a_clusters_queue(corpus: Path) -> None:
     """A queue whose submit command notes the job and runs it, as SLURM's would on another machine."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
-    queue = tmp_path / "queue"
-    queue.mkdir()
-    (queue / "submit.sh").write_text(f'echo "$1" >> {tmp_path}/submitted\nsh "$1" > {tmp_path}/job.log 2>&1\n')
+    queue = corpus.parent
+    (queue / "submit.sh").write_text(f'echo "$1" >> {queue}/submitted\nsh "$1" > {queue}/job.log 2>&1\n')
     submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {queue}/submit.sh", "jobs": 1}
-    (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "latency-wait": 5}))
+    (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "seconds-between-status-checks": 1}))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--profile", str(queue)]
     command += ["--directory", str(corpus), "--until", "data_preparation"]
     command += ["--config", f"profile={corpus / 'tones.yaml'}", "corpora=tones", "protocols=random", "seeds=0"]
@@ -218,7 +206,7 @@ def test_runs_go_through_a_clusters_queue(corpus: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "SAMSG_HOME": str(corpus), "OMP_NUM_THREADS": "1", "PATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert len((tmp_path / "submitted").read_text().splitlines()) == 1
+    assert len((queue / "submitted").read_text().splitlines()) == 1
     notebook = corpus / f"runs/tones/tones/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
     assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
     assert (corpus / "runs/tones/tones/spectrograms/views.f16").is_file()

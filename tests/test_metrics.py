@@ -39,16 +39,11 @@ def test_by_hand():
     predicted = ["anger", "anger", "fear", "fear", "anger", "fear"]
     # F1 = 2 TP / (2 TP + FP + FN): anger 4/6, fear 2/5, neutral 0.
     assert metrics.macro_f1(truth, predicted, CLASSES) == pytest.approx((4 / 6 + 2 / 5 + 0) / 3)
+    # A class that never occurs counts as 0.
+    assert metrics.macro_f1(["anger", "fear"], ["anger", "fear"], CLASSES) == pytest.approx(2 / 3)
     counts = metrics.confusion_matrix(truth, predicted, CLASSES)
     assert counts.to_numpy().tolist() == [[2, 1, 0], [1, 1, 0], [0, 1, 0]]
-    assert counts.loc["anger", "fear"] == 1 and counts.loc["fear", "neutral"] == 0
-
-
-def test_a_class_that_never_occurs_counts_as_zero():
-    assert metrics.macro_f1(["anger", "fear"], ["anger", "fear"], CLASSES) == pytest.approx(2 / 3)
-    assert metrics.summarise(table(["anger", "fear"], ["anger", "fear"]), CLASSES).macro_f1.value == pytest.approx(
-        2 / 3
-    )
+    assert counts.loc["anger", "fear"] == 1
 
 
 def test_summary_of_one_seed_agrees_with_scikit_learn():
@@ -73,26 +68,18 @@ def test_several_seeds_of_the_same_clips_are_averaged():
     assert summary.accuracy.value == 0.75
     assert summary.accuracy.std == pytest.approx(math.sqrt(0.125))  # of 1 and 0.5, over n - 1
     each = [metrics.macro_f1(run["emotion"], run["predicted"], CLASSES) for run in (first, second)]
-    assert summary.macro_f1.value == pytest.approx(np.mean(each))
-    assert summary.macro_f1.std == pytest.approx(np.std(each, ddof=1))
+    assert (summary.macro_f1.value, summary.macro_f1.std) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
     assert summary.support == {"anger": 1, "fear": 2, "neutral": 1}
 
 
 def test_folds_are_counted_together():
     folds = [drawn(10 + 20 * seed, 0.7, seed).assign(seed=seed) for seed in range(4)]
-    folds = [fold.assign(clip=fold["clip"] + f"of{seed}") for seed, fold in enumerate(folds)]
-    together = pd.concat(folds)
+    together = pd.concat(fold.assign(clip=fold["clip"] + f"of{seed}") for seed, fold in enumerate(folds))
     summary, one = metrics.summarise(together, CLASSES), metrics.summarise(together.assign(seed=0), CLASSES)
     assert (summary.n, summary.seeds) == (160, 4)
     for name in ("accuracy", "macro_f1"):
         ours, pooled = getattr(summary, name), getattr(one, name)
         assert (ours.value, ours.low, ours.high) == (pooled.value, pooled.low, pooled.high)
-    accuracies = [(fold["emotion"] == fold["predicted"]).mean() for fold in folds]
-    assert summary.accuracy.std == pytest.approx(np.std(accuracies, ddof=1))
-
-
-def test_the_unit_is_what_the_protocol_holds_out():
-    assert [metrics.unit_of(name) for name in ("random", "speaker", "sentence")] == ["clip", "speaker", "sentence"]
 
 
 # Intervals
@@ -133,11 +120,14 @@ def test_resampling_clips_draws_from_the_binomial_distribution():
     assert (found.low, found.high) == pytest.approx(0.75 + factor(200) * (exact - 0.75), abs=0.006)
 
 
-def test_two_speakers_give_a_wide_interval_and_not_their_two_scores():
+def test_two_speakers_give_a_wide_interval_and_one_none():
+    assert [metrics.unit_of(name) for name in ("random", "speaker", "sentence")] == ["clip", "speaker", "sentence"]
     found = metrics.summarise(by_speakers([0.22, 0.26]), CLASSES, "speaker").accuracy
     # The percentiles are the two scores, 2 points off their mean; t(1) / z * sqrt(2) = 9.17 times as far.
     assert factor(2) == pytest.approx(9.168, abs=1e-3)
     assert (found.low, found.high) == pytest.approx((0.24 - 0.02 * factor(2), 0.24 + 0.02 * factor(2)))
+    alone = metrics.summarise(by_speakers([0.6]), CLASSES, "speaker")
+    assert alone.accuracy.value == 0.6 and np.isnan([alone.accuracy[1:3], alone.macro_f1[1:3]]).all()
 
 
 def test_speakers_with_equal_scores_give_no_narrower_interval_than_independent_clips():
@@ -147,26 +137,10 @@ def test_speakers_with_equal_scores_give_no_narrower_interval_than_independent_c
     assert speakers.macro_f1[:3] == clips.macro_f1[:3]
 
 
-def test_one_speaker_gives_no_interval():
-    summary = metrics.summarise(by_speakers([0.6]), CLASSES, "speaker")
-    assert summary.accuracy.value == 0.6 and summary.unit == "speaker"
-    for estimate in (summary.accuracy, summary.macro_f1):
-        assert math.isnan(estimate.low) and math.isnan(estimate.high)
-
-
 def test_unknown_speakers_are_units_of_their_own():
     known = by_speakers([0.2, 0.8, 0.4])
-    unknown = known.assign(speaker="")
-    by_clip = metrics.summarise(known, CLASSES)
-    assert metrics.summarise(unknown, CLASSES, "speaker").macro_f1[:3] == by_clip.macro_f1[:3]
-    assert metrics.summarise(known, CLASSES, "speaker").macro_f1[:3] != by_clip.macro_f1[:3]
-
-
-def test_intervals_lie_between_0_and_1_and_hold_their_estimate():
-    for shares in ([0.0, 1.0], [1.0, 1.0], [0.9, 1.0, 0.2]):
-        summary = metrics.summarise(by_speakers(shares), CLASSES, "speaker")
-        for estimate in (summary.accuracy, summary.macro_f1):
-            assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    by_clip, by_speaker = (metrics.summarise(known, CLASSES, unit).macro_f1[:3] for unit in ("clip", "speaker"))
+    assert metrics.summarise(known.assign(speaker=""), CLASSES, "speaker").macro_f1[:3] == by_clip != by_speaker
 
 
 @pytest.mark.parametrize("speakers", [3, 6])
@@ -181,12 +155,6 @@ def test_the_interval_covers_what_it_claims(speakers):
     assert hits >= 460
 
 
-def test_a_clip_that_several_seeds_predict_alike_counts_once():
-    one = drawn(80, 0.7, seed=3)
-    two, five = (metrics.summarise(pd.concat([one.assign(seed=s) for s in range(n)]), CLASSES) for n in (2, 5))
-    assert (two.accuracy, two.macro_f1) == (five.accuracy, five.macro_f1)
-
-
 def test_a_seed_of_which_no_clip_is_drawn_has_no_say():
     rows = [("a", 0), ("b", 0), ("c", 0), ("c", 1)]
     predictions = pd.DataFrame(rows, columns=["clip", "seed"]).assign(emotion="fear", predicted="fear")
@@ -197,18 +165,15 @@ def test_a_seed_of_which_no_clip_is_drawn_has_no_say():
 # Pairs of methods
 
 
-def test_mcnemar_by_hand_and_in_scipy():
+def test_mcnemar_by_hand():
     truth = ["anger"] * 12
     first = table(truth, ["anger"] * 10 + ["fear"] * 2)
     second = table(truth, ["anger"] * 2 + ["fear"] * 8 + ["anger"] + ["fear"])
     found = metrics.paired_difference(first, second.sample(frac=1, random_state=0))
     assert (found.only_first, found.only_second, found.value) == (8, 1, pytest.approx(7 / 12))
     assert found.p == pytest.approx(2 * (1 + 9) / 2**9)  # two tails of Binomial(9, 1/2) at 1
-    assert found.p == pytest.approx(stats.binomtest(8, 9).pvalue)
     swapped = metrics.paired_difference(second, first)
-    assert (swapped.value, swapped.low, swapped.high, swapped.p) == pytest.approx(
-        (-found.value, -found.high, -found.low, found.p)
-    )
+    assert swapped[:4] == pytest.approx((-found.value, -found.high, -found.low, found.p))
 
 
 def test_the_interval_of_a_difference_resamples_speakers():
@@ -223,39 +188,30 @@ def test_the_interval_of_a_difference_resamples_speakers():
 
 
 def test_clips_under_several_seeds_have_a_difference_and_no_p_value():
-    first, second = (
-        pd.concat([drawn(40, share, 1).assign(seed=0), drawn(40, share, 1).assign(seed=1)]) for share in (0.9, 0.4)
-    )
+    first, second = (pd.concat([drawn(40, share, 1).assign(seed=s) for s in (0, 1)]) for share in (0.9, 0.4))
     found = metrics.paired_difference(first, second)
     assert math.isnan(found.p) and found.low < found.value < found.high
-    accuracies = [(each["emotion"] == each["predicted"]).mean() for each in (first, second)]
-    assert found.value == pytest.approx(accuracies[0] - accuracies[1])
 
 
 def test_holm_by_hand():
-    # Holm (1979): the smallest of m p-values times m, the next times m - 1, never less than the one before.
+    # The smallest of m p-values times m, the next times m - 1, never less than the one before.
     corrected = metrics.holm(pd.Series([0.01, np.nan, 0.04, 0.03, 0.5], index=list("abcde")))
     np.testing.assert_allclose(corrected, [0.04, np.nan, 0.09, 0.09, 0.5])
-    assert list(corrected.index) == list("abcde")
     assert metrics.holm(pd.Series([np.nan])).isna().all()
 
 
 # The SVM baseline
 
 
-@pytest.mark.parametrize("statistic", ["mean", "deviation", "change"])
-def test_the_svm_learns_each_of_its_statistics_from_training_clips_alone(statistic):
+@pytest.mark.parametrize(
+    "change", [lambda x: x + 1, lambda x: x * 2, lambda x: np.sort(x)], ids=["mean", "deviation", "change"]
+)
+def test_the_svm_learns_each_of_its_statistics_from_training_clips_alone(change):
     random, labels = np.random.default_rng(0), np.tile(["high", "low"], 30)
-    spectrograms = random.normal(size=(60, 8, 50))
-    for index in np.flatnonzero(labels == "high"):
-        if statistic == "mean":
-            spectrograms[index] += 1
-        elif statistic == "deviation":
-            spectrograms[index] *= 2
-        else:
-            spectrograms[index].sort(axis=1)  # the same values, without jumps
+    spectrograms = random.normal(size=(60, 8, 50)).astype(np.float16)
+    spectrograms[labels == "high"] = change(spectrograms[labels == "high"])
     parts = np.repeat(["train", "test"], 30)
-    predicted = metrics.statistics_svm(spectrograms.astype(np.float16), labels, parts)
+    predicted = metrics.statistics_svm(spectrograms, labels, parts)
     assert predicted.shape == (60,) and (predicted == labels).all()
     turned = np.where(parts == "test", "low", labels)
-    assert (metrics.statistics_svm(spectrograms.astype(np.float16), turned, parts) == predicted).all()
+    assert (metrics.statistics_svm(spectrograms, turned, parts) == predicted).all()

@@ -1,5 +1,8 @@
 """The model: the paper's grid and sizes, the same numbers as AST's own code, and weights from files."""
 
+import itertools
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -25,24 +28,15 @@ def spectrogram(batch: int = 2, n_frames: int = 101, seed: int = 0) -> torch.Ten
 # Grid and sizes
 
 
-@pytest.mark.parametrize(
-    ("size", "patch", "stride", "grid"),
-    [
-        ((128, 1001), 16, 10, (12, 99)),  # Fig. 2
-        ((128, 1001), 16, 16, (8, 62)),
-        ((128, 101), 16, 10, (12, 9)),
-        ((16, 16), 16, 10, (1, 1)),
-        ((25, 26), 16, 10, (1, 2)),
-    ],
-)
-def test_the_grid_holds_every_whole_patch(size, patch, stride, grid):
-    assert patch_grid(*size, patch, stride) == grid
-
-
-@pytest.mark.parametrize("size", [(15, 1001), (128, 15)])
-def test_a_spectrogram_smaller_than_a_patch_is_refused(size):
-    with pytest.raises(SamsgError, match=rf"{size[0]} x {size[1]} cells holds no patch of 16 x 16; lower model\.patch"):
-        patch_grid(*size)
+def test_the_grid_holds_every_whole_patch():
+    assert patch_grid(128, 1001) == patch_grid(128, 1001, 16, 10) == (12, 99)  # Fig. 2
+    assert patch_grid(128, 1001, 16, 16) == (8, 62)
+    assert patch_grid(16, 16) == (1, 1)
+    assert patch_grid(25, 26) == (1, 2)
+    with pytest.raises(SamsgError, match=r"15 x 1001 cells holds no patch of 16 x 16; lower model\.patch"):
+        patch_grid(15, 1001)
+    with pytest.raises(SamsgError, match="128 x 15 cells"):
+        patch_grid(128, 15)
 
 
 @pytest.mark.parametrize(
@@ -76,40 +70,13 @@ def test_each_token_sees_the_patch_that_patchify_cuts_out():
     torch.testing.assert_close(embed(x), by_hand, rtol=1e-4, atol=1e-5)
 
 
-def test_patches_are_ordered_by_frequency_and_then_time():
-    x = torch.zeros(1, 1, 128, 101)
-    x[0, 0, 10 * 3 + 8, 10 * 5 + 8] = 1  # in the middle of row 3, column 5, and in no other patch
-    assert patchify(x).sum(-1).nonzero().tolist() == [[0, 3 * 9 + 5]]
-    assert patchify(x)[0, 3 * 9 + 5].argmax() == 8 * 16 + 8
-
-
-def test_the_pooled_output_is_the_mean_of_both_tokens():
-    tokens = torch.arange(24.0).reshape(1, 6, 4)
-    assert SpectrogramDeiT.pool(tokens).tolist() == [[2.0, 3.0, 4.0, 5.0]]  # rows 0..3 and 4..7
-    model = small()
-    x = spectrogram()
+def test_one_head_reads_the_mean_of_cls_and_dist_and_the_other_the_patch_tokens():
+    model, x = small(), spectrogram()
     tokens = model.tokens(x)
-    pooled = model.emotion_head((tokens[:, 0] + tokens[:, 1]) / 2)
-    assert torch.equal(model(x), pooled)
-    assert torch.equal(model(x, reconstruct=True)[0], pooled)
-
-
-def test_reconstruction_reads_the_patch_tokens_alone(monkeypatch):
-    model = small()
-    tokens = model.tokens(spectrogram()).detach().requires_grad_()
-    monkeypatch.setattr(SpectrogramDeiT, "tokens", lambda model, x: tokens)
-    _, patches = model(spectrogram(), reconstruct=True)
-    assert patches.shape == (2, 108, 256)
+    logits, patches = model(x, reconstruct=True)
+    assert torch.equal(logits, model.emotion_head((tokens[:, 0] + tokens[:, 1]) / 2))
+    assert torch.equal(logits, model(x))
     assert torch.equal(patches, model.reconstruction_head(tokens[:, 2:]))
-    patches[:, 17].sum().backward()
-    assert tokens.grad.abs().sum(-1).nonzero()[:, 1].unique().tolist() == [2 + 17]
-
-
-def test_a_clip_does_not_depend_on_its_batch():
-    model, x = small(), spectrogram(3)
-    with torch.no_grad():
-        # Larger matrix products may sum in another order.
-        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
 
 def test_normalize_shifts_and_scales_what_comes_in():
@@ -118,20 +85,15 @@ def test_normalize_shifts_and_scales_what_comes_in():
         plain = model.tokens((x - 0.449) / 0.226)
         model.normalize = IMAGENET_GREY
         assert torch.equal(model.tokens(x), plain)
-        assert torch.equal(model(x), model.emotion_head(model.pool(plain)))
-
-
-def test_grey_has_the_mean_of_imagenets_colours():
-    mean, deviation = IMAGENET_GREY
-    assert mean == pytest.approx(sum(IMAGENET_DEFAULT_MEAN) / 3, abs=5e-4)  # to three digits
-    assert deviation == pytest.approx(sum(IMAGENET_DEFAULT_STD) / 3, abs=5e-4)
+    # Grey has the mean of ImageNet's colours, to three digits.
+    assert (sum(IMAGENET_DEFAULT_MEAN) / 3, sum(IMAGENET_DEFAULT_STD) / 3) == pytest.approx(IMAGENET_GREY, abs=5e-4)
 
 
 # The same numbers as AST's own code
 
 
 def copied_to_ast(model: SpectrogramDeiT, n_frames: int) -> ASTModel:
-    """transformers' AST with this model's weights."""
+    """transformers' AST with this model's weights; patches of 16, strides of 10 and 128 mel bands are its defaults."""
     vit = model.vit
     ast = ASTModel(
         ASTConfig(
@@ -139,11 +101,7 @@ def copied_to_ast(model: SpectrogramDeiT, n_frames: int) -> ASTModel:
             num_hidden_layers=len(vit.blocks),
             num_attention_heads=vit.blocks[0].attn.num_heads,
             intermediate_size=4 * vit.embed_dim,
-            patch_size=16,
-            frequency_stride=10,
-            time_stride=10,
             max_length=n_frames,
-            num_mel_bins=128,
             layer_norm_eps=1e-6,  # timm's; transformers' default is 1e-12
             attn_implementation="eager",
         )
@@ -157,13 +115,8 @@ def copied_to_ast(model: SpectrogramDeiT, n_frames: int) -> ASTModel:
         "layernorm.weight": vit.norm.weight,
         "layernorm.bias": vit.norm.bias,
     }
-    pairs = {
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "attention.o_proj": "attn.proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
+    pairs = {"layernorm_before": "norm1", "layernorm_after": "norm2", "attention.o_proj": "attn.proj"}
+    pairs |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
     for index, block in enumerate(vit.blocks):
         for kind in ("weight", "bias"):
             for theirs, ours in pairs.items():
@@ -225,79 +178,6 @@ def test_imagenet_weights_are_adapted_to_spectrograms(tmp_path, published, kind)
     torch.testing.assert_close(state["pos_embed"][:, 2:], resampled.flatten(2).transpose(1, 2), rtol=0, atol=1e-6)
 
 
-def test_both_heads_start_at_random_whatever_the_weights(tmp_path, published):
-    torch.save(published, tmp_path / "deit.pth")
-    torch.manual_seed(0)
-    one = SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights=tmp_path / "deit.pth")
-    two = SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights=tmp_path / "deit.pth")
-    assert not torch.equal(one.emotion_head.weight, two.emotion_head.weight)
-    assert not torch.equal(one.reconstruction_head.weight, two.reconstruction_head.weight)
-
-
-@pytest.mark.parametrize("content", [b"", b"this is no model"])
-def test_a_file_that_holds_no_weights_is_named(tmp_path, content):
-    (tmp_path / "broken.pth").write_bytes(content)
-    with pytest.raises(SamsgError, match=r"broken\.pth'\) could not be loaded"):
-        small(weights=tmp_path / "broken.pth")
-
-
-def test_weights_of_another_size_are_refused(tmp_path, published):
-    torch.save(published, tmp_path / "tiny.pth")
-    with pytest.raises(
-        SamsgError, match=r"(?s)deit_small_distilled_patch16_224 .*tiny\.pth'\) could not be loaded.*size"
-    ):
-        small(size="small", depth=None, weights=tmp_path / "tiny.pth")
-
-
-def test_without_network_the_hubs_weights_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        SamsgError, match=r"asked for: 'imagenet'\) could not be loaded.*Set model\.weights to 'embedded'"
-    ):
-        SpectrogramDeiT(n_classes=7, size="tiny", n_frames=101, weights="imagenet")
-
-
-def test_random_weights_depend_on_the_seed_alone():
-    states = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        states.append(small().state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["vit.blocks.0.attn.qkv.weight"], states[2]["vit.blocks.0.attn.qkv.weight"])
-    assert not torch.equal(states[0]["emotion_head.weight"], states[2]["emotion_head.weight"])
-
-
-def test_unless_told_otherwise_patches_are_the_papers() -> None:
-    assert patch_grid(128, 1001) == (12, 99)
-    embed = OverlappingPatchEmbed(img_size=(128, 1001), patch_size=16, in_chans=1, embed_dim=8)
-    assert embed.grid_size == (12, 99) and embed.proj.stride == (10, 10)
-    assert embed(torch.zeros(1, 1, 128, 1001)).shape == (1, 1188, 8)
-
-
-def test_missing_weights_are_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SAMSG_HOME", str(tmp_path))
-    with pytest.raises(
-        SamsgError, match=r"nowhere\.pth'\) could not be loaded: there is no file .*Set model\.weights to"
-    ):
-        small(weights=tmp_path / "nowhere.pth")
-    with pytest.raises(SamsgError, match=r"no file .*dinov2_small\.safetensors\. .*'dinov2' \(after `samsg weights`\)"):
-        small(size="small", weights="dinov2")
-
-
-def test_dinov2_and_any_file_give_their_first_blocks(tmp_path, monkeypatch, published) -> None:
-    monkeypatch.setenv("SAMSG_HOME", str(tmp_path))
-    state = timm.create_model("deit_small_distilled_patch16_224", pretrained=False, num_classes=0).state_dict()
-    path = tmp_path / "data/weights/dinov2_small.safetensors"
-    path.parent.mkdir(parents=True)
-    save_file(state, path)
-    loaded = small(size="small", depth=3, weights="dinov2").vit
-    assert len(loaded.blocks) == 3
-    assert torch.equal(loaded.blocks[2].mlp.fc1.weight, state["blocks.2.mlp.fc1.weight"])
-    torch.save(published, tmp_path / "tiny.pth")
-    loaded = small(depth=11, weights=tmp_path / "tiny.pth").vit
-    assert torch.equal(loaded.blocks[10].mlp.fc1.weight, published["blocks.10.mlp.fc1.weight"])
-
-
 @pytest.fixture
 def embedded(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
     """A file like samsg's own weights: DeiT-tiny of six blocks in half precision, positions of 12 x 15 patches."""
@@ -321,28 +201,42 @@ def test_embedded_weights_give_their_first_blocks_on_any_grid(embedded, depth) -
     torch.testing.assert_close(positions, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "depth"), [("tiny", 7), ("tiny", None), ("small", 6)])
-def test_embedded_weights_are_those_of_a_tiny_model_of_six_blocks(embedded, size, depth) -> None:
-    with pytest.raises(SamsgError, match=r"(?s)'embedded'\) could not be loaded.*\(size tiny, at most 6 blocks\)"):
-        small(size=size, depth=depth, weights="embedded")
-
-
 def test_a_model_is_built_as_the_settings_say(embedded) -> None:
     settings = ModelSettings(size="tiny", depth=2, patch=8, stride=6, weights="random")
-    audio = AudioSettings(n_mels=64, seconds=1.0, hop=100)
-    built = build_model(settings, audio, 5)
+    built = build_model(settings, AudioSettings(n_mels=64, seconds=1.0, hop=100), 5)
     assert (built.patch, built.stride, built.grid) == (8, 6, patch_grid(64, 161, 8, 6))
     assert (built.vit.embed_dim, len(built.vit.blocks)) == (192, 2)
     assert built(torch.rand(1, 1, 64, 161)).shape == (1, 5)
-    for normalize, scaling, expected in (
-        ("imagenet", "minmax", IMAGENET_GREY),
-        ("imagenet", "standardize", (0, 1)),
-        ("none", "minmax", (0, 1)),
-        ("none", "standardize", (0, 1)),
-    ):
+    for normalize, scaling in itertools.product(("imagenet", "none"), ("minmax", "standardize")):
         audio = AudioSettings(scaling=scaling, hop=400)
         settings = ModelSettings(size="tiny", depth=1, weights="embedded", normalize=normalize)
         built = build_model(settings, audio, 5)
-        assert built.normalize == expected
+        assert built.normalize == (IMAGENET_GREY if (normalize, scaling) == ("imagenet", "minmax") else (0, 1))
         assert torch.equal(built.vit.norm.weight, embedded["norm.weight"].float())
         assert not torch.equal(build_model(settings, audio, 5, "random").vit.norm.weight, built.vit.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"weights": "empty.pth"}, r"empty\.pth'\) could not be loaded"),
+        ({"weights": "text.pth"}, r"text\.pth'\) could not be loaded"),
+        ({"weights": "nowhere.pth"}, r"nowhere\.pth'\) could not be loaded: there is no file .*Set model\.weights to"),
+        (
+            {"weights": "tiny.pth", "size": "small", "depth": None},
+            r"deit_small_.*tiny\.pth'\) could not be loaded.*size",
+        ),
+        ({"weights": "imagenet"}, r"'imagenet'\) could not be loaded.*Set model\.weights to 'embedded'"),
+        ({"weights": "dinov2", "size": "small"}, r"no file .*dinov2_small\.safetensors\. .*\(after `samsg weights`\)"),
+        ({"weights": "embedded", "depth": 7}, r"'embedded'\) could not be loaded.*\(size tiny, at most 6 blocks\)"),
+        ({"weights": "embedded", "depth": 6, "size": "small"}, r"'embedded'\) could not be loaded.*\(size tiny"),
+    ],
+)
+def test_weights_that_are_missing_or_do_not_fit_are_refused(home, monkeypatch, published, embedded, asked, message):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))  # without network, nothing to load
+    Path("empty.pth").touch()
+    Path("text.pth").write_text("this is no model")
+    torch.save(published, "tiny.pth")
+    with pytest.raises(SamsgError, match="(?s)" + message):
+        small(**asked)

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from timm.models import VisionTransformer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from samsg import rollout
 from samsg.model import SpectrogramDeiT
@@ -19,10 +18,10 @@ from samsg.rollout import READINGS, attention_maps, attention_rollout, discard_l
 from samsg.settings import SamsgError
 
 
-def focused(depth: int = 3, n_frames: int = 101) -> SpectrogramDeiT:
+def focused(depth: int = 3) -> SpectrogramDeiT:
     """A model that attends to some tokens far more than to others; with fresh weights all rows are nearly uniform."""
     torch.manual_seed(0)
-    model = SpectrogramDeiT(n_classes=7, size="tiny", depth=depth, n_frames=n_frames).eval()
+    model = SpectrogramDeiT(n_classes=7, size="tiny", depth=depth, n_frames=101).eval()
     with torch.no_grad():
         model.vit.pos_embed.mul_(10)
         for block in model.vit.blocks:
@@ -55,17 +54,11 @@ def unfused(vit: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-@torch.no_grad()
-def maps_of(model: SpectrogramDeiT, x: torch.Tensor) -> list[torch.Tensor]:
-    with unfused(model.vit) as maps:
-        model.tokens(x)
-    assert len(maps) == len(model.vit.blocks)
-    return maps
-
-
 @pytest.fixture(scope="module")
 def maps(model, x) -> list[torch.Tensor]:
-    return maps_of(model, x)
+    with torch.no_grad(), unfused(model.vit) as maps:
+        model.tokens(x)
+    return maps
 
 
 def vit_explain_layer(attention: np.ndarray, ratio: float) -> np.ndarray:
@@ -81,9 +74,7 @@ def explicit(maps: list[torch.Tensor], reading: str, alpha: float = 0.9, ratio: 
     """Eq. 6-7 word for word, in double precision: (B, T, T)."""
     means = [attention.double().mean(1) for attention in maps]
     if reading == "discard":
-        layers = [
-            torch.from_numpy(np.stack([vit_explain_layer(clip, ratio) for clip in mean.numpy()])) for mean in means
-        ]
+        layers = [torch.tensor(np.stack([vit_explain_layer(clip, ratio) for clip in mean.numpy()])) for mean in means]
     else:
         layers = [alpha * mean + (1 - alpha) * torch.eye(mean.shape[-1]).double() for mean in means]
     product = layers[0]
@@ -106,9 +97,7 @@ def assert_close(row: torch.Tensor, expected: torch.Tensor) -> None:
     [
         ("output_to_input", 0.9, 0.9),
         ("output_to_input", 0.5, 0.9),
-        ("output_to_input", 1.0, 0.9),
         ("as_printed", 0.9, 0.9),
-        ("as_printed", 0.5, 0.9),
         ("discard", 0.9, 0.9),
         ("discard", 0.9, 0.5),
         ("discard", 0.9, 0.0),
@@ -121,30 +110,11 @@ def test_the_row_is_that_of_the_explicit_product(model, x, maps, reading, alpha,
     assert expected[:, 2:].amax(1).min() > 3 * expected[:, 2:].median()  # a uniform row would prove little
 
 
-def test_the_three_readings_differ(model, x):
-    rows = [rollout_row(model, x, reading=reading) for reading in READINGS]
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        assert (rows[first] - rows[second]).abs().max() > 1e-3
-
-
 def test_defaults_are_the_papers(model, x):
-    named = rollout_row(model, x, alpha=0.9, reading="output_to_input", token="cls", layers=None)
-    assert torch.equal(rollout_row(model, x), named)
-    assert torch.equal(attention_rollout(model, x), attention_rollout(model, x, 0.9, "output_to_input", "cls"))
     for function in (rollout_row, attention_rollout):
+        assert torch.equal(function(model, x), function(model, x, 0.9, "output_to_input", "cls"))
         discard = function(model, x, reading="discard")
         assert torch.equal(discard, function(model, x, reading="discard", discard_ratio=0.9))
-
-
-def test_the_papers_shape_agrees_with_the_explicit_product():
-    model = focused(depth=2, n_frames=1001)
-    x = torch.rand(1, 1, 128, 1001, generator=torch.Generator().manual_seed(0))
-    maps = maps_of(model, x)
-    for reading in READINGS:
-        heat = attention_rollout(model, x, reading=reading)
-        assert heat.shape == (1, 12, 99)
-        expected = explicit(maps, reading)[:, 0, 2:]
-        assert_close(heat.flatten(1), expected / expected.max())
 
 
 def test_discarding_drops_the_lowest_share_and_keeps_the_first_entry():
@@ -154,25 +124,16 @@ def test_discarding_drops_the_lowest_share_and_keeps_the_first_entry():
     assert (kept[1] == 0).tolist() == [[False, True, True], [False, True, False], [False, True, False]]
     assert torch.equal(discard_lowest(attention, 0.0), attention)
     assert attention[0, 1, 0] == 0.2  # the input is not changed
-
-
-def test_uniform_attention_drops_as_many_entries_as_asked():
-    """Ties are dropped in some order, never all together."""
-    kept = discard_lowest(torch.full((1, 10, 10), 0.1), 0.9)
-    assert kept[0, 0, 0] > 0 and int((kept > 0).sum()) in (10, 11)
+    # Of equal entries some are dropped, never all.
+    uniform = discard_lowest(torch.full((1, 10, 10), 0.1), 0.9)
+    assert uniform[0, 0, 0] > 0 and int((uniform > 0).sum()) in (10, 11)
 
 
 def test_layers_are_the_last_ones(model, x, maps):
     for reading in READINGS:
-        row = rollout_row(model, x, reading=reading, layers=2)
-        assert_close(row, explicit(maps[-2:], reading)[:, 0])
-    last = maps[-1].mean(1)[:, 0, 2:]
-    raw = attention_rollout(model, x, alpha=1, layers=1)
-    torch.testing.assert_close(raw.flatten(1), last / last.amax(1, keepdim=True), rtol=1e-5, atol=0)
-
-
-def test_the_last_layer_is_alpha_1_and_one_layer(model, x):
-    assert torch.equal(rollout_row(model, x, reading="last_layer"), rollout_row(model, x, alpha=1, layers=1))
+        assert_close(rollout_row(model, x, reading=reading, layers=2), explicit(maps[-2:], reading)[:, 0])
+    last = maps[-1].mean(1)[:, 0]
+    torch.testing.assert_close(rollout_row(model, x, reading="last_layer"), last, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("token", ["cls", "mean"])
@@ -190,9 +151,8 @@ def test_the_gradient_reading_equals_autograd_written_out(model, x, token):
     for weights, gradient in zip(attention, torch.autograd.grad(logits.max(1).values.sum(), attention), strict=True):
         expected = expected + (weights * gradient).clamp(min=0).mean(1) @ expected
     row = expected[:, 0] if token == "cls" else expected[:, :2].mean(1)
-    assert_close(
-        rollout_row(model, x, reading="gradient", token=token), (row / row.sum(1, keepdim=True)).detach().double()
-    )
+    found = rollout_row(model, x, reading="gradient", token=token)
+    assert_close(found, (row / row.sum(1, keepdim=True)).detach().double())
     assert model.vit.blocks[0].attn.fused_attn and not model.vit.blocks[0].attn.attn_drop._forward_hooks
 
 
@@ -202,17 +162,10 @@ def test_attention_maps_are_timms_own(model, x, maps):
         assert not found.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("vit_tiny_patch16_224", {}),
-        ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),  # registers, layer scale
-        ("vit_tiny_patch16_224", {"qk_norm": True, "qkv_bias": False}),
-    ],
-)
-def test_other_vits_with_standard_attention_are_rolled_out_as_well(name, options):
+def test_other_vits_with_standard_attention_are_rolled_out_as_well():
     torch.manual_seed(0)
-    vit = timm.create_model(name, pretrained=False, depth=2, img_size=64, **options).eval()
+    options = {"depth": 2, "img_size": 64, "patch_size": 16, "qk_norm": True, "qkv_bias": False}
+    vit = timm.create_model("vit_small_patch14_reg4_dinov2", **options).eval()  # registers, layer scale
     with torch.no_grad():
         for block in vit.blocks:  # away from uniform attention, and from biases of 0
             for parameter in block.attn.parameters():
@@ -256,8 +209,7 @@ def test_a_row_of_the_rollout_is_a_distribution(seed, depth, heads, sharpness, a
 def test_with_alpha_0_a_token_has_only_itself(model, x):
     row = rollout_row(model, x, alpha=0)
     assert row[:, 0].tolist() == [1, 1, 1] and row[:, 1:].count_nonzero() == 0
-    mean = rollout_row(model, x, alpha=0, token="mean")
-    assert mean[:, :2].tolist() == [[0.5, 0.5]] * 3 and mean[:, 2:].count_nonzero() == 0
+    assert rollout_row(model, x, alpha=0, token="mean")[:, :2].tolist() == [[0.5, 0.5]] * 3
     assert attention_rollout(model, x, alpha=0).tolist() == [[[0.0] * 9] * 12] * 3  # not 0 / 0
 
 
@@ -270,15 +222,6 @@ def test_the_largest_heat_of_every_clip_is_1(model, x, reading):
     torch.testing.assert_close(heat.flatten(1) * row.amax(1, keepdim=True), row, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_a_clip_does_not_depend_on_its_batch(model, x, reading):
-    order = torch.tensor([2, 0, 1])
-    row = rollout_row(model, x, reading=reading)
-    # Larger matrix products may sum in another order; a discarded entry near the limit may then be another one.
-    torch.testing.assert_close(rollout_row(model, x[order], reading=reading), row[order], rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(rollout_row(model, x[1:2], reading=reading), row[1:2], rtol=1e-4, atol=1e-7)
-
-
 def test_the_rollout_is_that_of_the_normalized_input(x):
     model = focused(depth=2)
     expected, plain = rollout_row(model, (x - 0.4) / 0.2), rollout_row(model, x)
@@ -287,17 +230,15 @@ def test_the_rollout_is_that_of_the_normalized_input(x):
     assert not torch.allclose(expected, plain, atol=1e-4)
 
 
-# Rounding moves entries of 'discard' over its limit: measured 0.96 for it, 0.9998 for the other.
-@pytest.mark.parametrize(("reading", "least"), [("output_to_input", 0.999), ("discard", 0.9)])
-def test_bfloat16_ranks_the_patches_as_float32_does(model, x, reading, least):
-    exact = attention_rollout(model, x, reading=reading).flatten(1)
+def test_bfloat16_ranks_the_patches_as_float32_does(model, x):
+    exact = attention_rollout(model, x).flatten(1)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = attention_rollout(model, x, reading=reading)
-        row = rollout_row(model, x, reading=reading)
+        rounded = attention_rollout(model, x)
+        row = rollout_row(model, x)
     assert rounded.dtype == torch.float32 and not torch.equal(rounded.flatten(1), exact)
     torch.testing.assert_close(row.sum(1), torch.ones(3), rtol=0, atol=1e-5)  # the row itself is in single precision
     for first, second in zip(exact, rounded.flatten(1), strict=True):
-        assert spearmanr(first, second).statistic > least
+        assert spearmanr(first, second).statistic > 0.999  # measured 0.9998
 
 
 # Memory
@@ -314,26 +255,6 @@ def test_slices_of_any_size_give_the_same(model, x, monkeypatch, size, slices):
     assert len(sizes) == slices and sum(sizes) == 2 + 110 + 110
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        result = function(*arguments, **(named or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
-        return result
-
-
-def test_no_more_than_a_slice_of_attention_is_ever_held():
-    model, x = focused(depth=2, n_frames=1001), torch.rand(3, 1, 128, 1001)
-    with LargestTensor() as largest:
-        rollout_row(model, x)
-    assert 0 < largest.numbers <= rollout.SLICE < 3 * 3 * 1190 * 1190 / 2  # clips x heads x tokens x tokens of a layer
-
-
 # The model is left as it was
 
 
@@ -341,64 +262,43 @@ def test_no_more_than_a_slice_of_attention_is_ever_held():
 def test_the_model_is_left_as_it_was(x, training):
     model = focused(depth=2).train(training)
     model.vit.blocks[0].eval()  # a part may have a mode of its own: a frozen backbone below a head that is trained
+    expected = rollout_row(model, x)
+    for block in model.vit.blocks:
+        block.attn.attn_drop.p = block.attn.proj_drop.p = 0.5  # dropout has no part in it
     modes = {name: module.training for name, module in model.named_modules()}
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    assert not rollout_row(model, x).requires_grad
+    row = rollout_row(model, x)
+    assert torch.equal(row, expected) and not row.requires_grad
+    with pytest.raises((AssertionError, RuntimeError)):
+        rollout_row(model, torch.rand(1, 1, 128, 50))  # does not fit
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_no_hook_stays_after_an_input_that_does_not_fit(model):
-    with pytest.raises((AssertionError, RuntimeError)):
-        rollout_row(model, torch.rand(1, 1, 128, 50))
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_dropout_has_no_part_in_it(x):
-    model = focused(depth=2)
-    expected = rollout_row(model, x)
-    for block in model.vit.blocks:
-        block.attn.attn_drop.p = block.attn.proj_drop.p = 0.5
-    assert torch.equal(rollout_row(model.train(), x), expected)
-
-
 # What is refused
 
 
-@pytest.mark.parametrize("function", [rollout_row, attention_rollout])
-def test_an_unknown_reading_or_row_is_refused(model, x, function):
+def test_an_unknown_reading_or_row_is_refused(model, x):
     with pytest.raises(SamsgError, match=r"no reading 'as_print' of the rollout; .*Did you mean 'as_printed'\?"):
-        function(model, x, reading="as_print")
+        rollout_row(model, x, reading="as_print")
     with pytest.raises(SamsgError, match=r"no row 'dist' of the rollout; known: cls, mean"):
-        function(model, x, token="dist")
-
-
-@pytest.mark.parametrize(
-    "other", [lambda: timm.create_model("resnet18"), lambda: torch.nn.Linear(3, 3), lambda: torch.nn.Sequential()]
-)
-def test_a_model_without_attention_is_refused_by_name(other):
-    other = other()
-    with pytest.raises(SamsgError, match=rf"a CLS token and timm's standard attention; got {type(other).__name__}"):
-        rollout_row(other, torch.rand(1, 3, 64, 64))
-
-
-def test_attention_with_a_bias_or_rotary_positions_is_refused():
-    eva = timm.create_model("eva02_tiny_patch14_224", patch_size=16, depth=1, img_size=64)
-    with pytest.raises(SamsgError, match="standard attention; got Eva"):
-        rollout_row(eva, torch.rand(1, 3, 64, 64))
-    model = focused(depth=2)
-    model.vit.blocks[1].attn = torch.nn.Identity()
-    with pytest.raises(SamsgError, match="standard attention; got VisionTransformerDistilled"):
-        rollout_row(model, torch.rand(1, 1, 128, 101))
-
-
-def test_tokens_that_a_model_lacks_are_named():
-    shape = {"depth": 1, "img_size": 64, "class_token": False, "global_pool": "avg", "reg_tokens": 1}
-    averaged = timm.create_model("vit_tiny_patch16_224", **shape)
-    with pytest.raises(SamsgError, match="a CLS token and timm's standard attention; got VisionTransformer"):
-        rollout_row(averaged, torch.rand(1, 3, 64, 64))
+        attention_rollout(model, x, token="dist")
     registers = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, reg_tokens=1)
     with pytest.raises(SamsgError, match="needs a model with a distillation token"):
         rollout_row(registers, torch.rand(1, 3, 64, 64), token="mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("eva02_tiny_patch14_224", {"patch_size": 16, "depth": 1, "img_size": 64}),  # rotary positions
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 64, "class_token": False, "global_pool": "avg"}),
+    ],
+)
+def test_models_without_cls_or_standard_attention_are_refused_by_name(name, options):
+    other = timm.create_model(name, **options)
+    with pytest.raises(SamsgError, match=rf"a CLS token and timm's standard attention; got {type(other).__name__}"):
+        rollout_row(other, torch.rand(1, 3, 64, 64))

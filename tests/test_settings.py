@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samsg.settings import REPOSITORY, Profile, SamsgError, load_profile, nearest, profile_names
+from samsg.settings import REPOSITORY, Profile, SamsgError, load_profile, profile_names
 
 
 def write(folder: Path, name: str, content: object) -> str:
@@ -23,13 +24,11 @@ def write(folder: Path, name: str, content: object) -> str:
     return str(path)
 
 
-def changed_settings(one: Profile, other: Profile) -> set[str]:
-    """The dotted names of the settings in which two profiles of the same corpora differ."""
-    first, second = (pd.json_normalize(profile.model_dump(mode="json")).iloc[0].astype(str) for profile in (one, other))
+def changed_settings(name: str, other: Profile) -> set[str]:
+    """The dotted names of the settings in which a profile differs from a shipped one of the same corpora."""
+    first, second = (pd.json_normalize(profile.model_dump()).T[0].map(repr) for profile in (load_profile(name), other))
     return set(first.index[first != second])
 
-
-# The numbers of Section IV-B
 
 PAPER = {
     **{"audio.sample_rate": 16_000, "audio.seconds": 4.0, "audio.n_samples": 64_000, "audio.n_fft": 1024},
@@ -46,19 +45,8 @@ PAPER = {
 
 
 def test_the_paper_profile_has_the_numbers_of_section_iv_b() -> None:
-    found = {}
-    for place in PAPER:
-        value: Any = load_profile("paper")
-        for name in place.split("."):
-            value = getattr(value, name)
-        found[place] = value
-    assert found == PAPER
-
-
-def test_frames_are_centred() -> None:
-    # A frame at sample 0, one a hop after it, and the last within the clip: floor(samples / hop) + 1.
-    audio = load_profile("paper", audio={"seconds": 0.1, "hop": 300}).audio
-    assert (audio.n_samples, audio.n_frames) == (1600, 6)
+    profile = load_profile("paper")
+    assert {name: attrgetter(name)(profile) for name in PAPER} == PAPER
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -78,38 +66,31 @@ def test_every_corpus_that_is_not_the_papers_has_a_note() -> None:
     assert load_profile("emodb_2s").note("emodb") == "first 2 s of each recording"
 
 
-def test_a_profile_extends_another_over_several_files(tmp_path: Path) -> None:
+def test_a_profile_extends_another_over_several_files_and_overrides_change_it(tmp_path: Path) -> None:
     # YAML 1.1 reads 1e-5 as text.
     write(tmp_path, "middle", "extends: smoke\ntraining: {batch: 2, lr: 1e-5}\n")
-    mine = load_profile(write(tmp_path, "mine", {"extends": "middle.yaml", "training": {"epochs": 3}}))
-    changed = changed_settings(load_profile("smoke"), mine)
-    assert changed == {"name", "training.lr", "training.batch", "training.epochs"}
+    path = write(tmp_path, "mine", {"extends": "middle.yaml", "training": {"epochs": 3}})
+    mine = load_profile(path, mask={"threshold": 0.4})
+    changed = {"name", "training.lr", "training.batch", "training.epochs", "mask.threshold"}
+    assert changed_settings("smoke", mine) == changed
     assert (mine.name, mine.training.lr, mine.training.batch, mine.training.epochs) == ("mine", 1e-5, 2, 3)
+    with pytest.raises(Exception, match="frozen"):
+        mine.mask.threshold = 0.3
 
 
-def test_a_profile_that_names_corpora_has_no_others(tmp_path: Path) -> None:
+def test_a_profile_that_names_corpora_has_no_others_and_inherits_their_settings(tmp_path: Path) -> None:
     content = {"extends": "demo", "corpora": {"emodb": {"note": "six voices"}, "own": {"reader": "own.csv"}}}
     profile = load_profile(write(tmp_path, "mine", content))
     assert list(profile.corpora) == ["emodb", "own"]
-    assert (profile.title("emodb"), profile.note("emodb")) == ("EmoDB", "six voices")  # the title is inherited
-
-
-def test_overrides_change_one_setting_of_a_group() -> None:
-    profile = load_profile("demo", mask={"threshold": 0.4}, seeds=[1, 2])
-    assert changed_settings(load_profile("demo"), profile) == {"mask.threshold", "seeds"}
-    with pytest.raises(Exception, match="frozen"):
-        profile.mask.threshold = 0.3
+    assert (profile.title("emodb"), profile.note("emodb")) == ("EmoDB", "six voices")
 
 
 def test_sounds_are_below_home_unless_the_path_is_absolute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_profile("demo").root("savee") == home / "data/synthetic/savee"
     profile = load_profile("paper", corpora={"savee": {"root": "/mnt/x"}, "own": {"reader": "own/list.csv"}})
-    assert [profile.root(name) for name in ("savee", "emodb", "own")] == [
-        Path("/mnt/x"),
-        home / "data/emodb",
-        home / "own",
-    ]
-    assert [profile.reader(name) for name in ("emodb", "own")] == ["emodb", str(home / "own/list.csv")]
+    assert (profile.root("savee"), profile.root("own")) == (Path("/mnt/x"), home / "own")
+    assert (profile.reader("savee"), profile.reader("own")) == ("savee", str(home / "own/list.csv"))
+    assert profile.root("emodb") == home / "data/emodb"
     monkeypatch.delenv("SAMSG_HOME")
     assert profile.root("emodb") == REPOSITORY / "data/emodb"
 
@@ -117,7 +98,6 @@ def test_sounds_are_below_home_unless_the_path_is_absolute(home: Path, monkeypat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"maks": {}}, r"maks: unknown setting; did you mean 'mask'\?"),
         ({"mask": {"treshold": 0.4}}, r"mask\.treshold: unknown setting; did you mean 'threshold'\?"),
         ({"mask": {"xyzzy": 1}}, r"mask\.xyzzy: unknown setting$"),
         ({"audio": {"window": 2048}}, r"audio\.window \(2048\) exceeds audio\.n_fft \(1024\)"),
@@ -135,12 +115,10 @@ def test_an_invalid_setting_is_refused_with_what_is_meant(overrides: dict[str, A
 OUT_OF_RANGE = {
     "audio": {"sample_rate": 0, "seconds": -1, "hop": 0, "n_mels": 15, "floor": 0, "scaling": "max"},
     "views": {"shift": -0.1, "speed": [0.0, 1.1]},
-    "model": {"size": "large", "depth": 0, "stride": 0, "normalize": "audioset"},
     "rollout": {"alpha": 1.1, "reading": "abnar", "token": "dist", "discard_ratio": 1.0},
     "mask": {"strategy": "darkest", "select": "otsu", "threshold": "half", "padding": "no", "fill": float("nan")},
     "training": {"epochs": 2.5, "batch": 0, "lr": None, "head_lr": 0, "schedule": "cosine", "halve_every": 0},
-    "samsg": {"reconstruction_weight": -1, "epochs": 0, "start": "probe"},
-    "probe": {"head": "old", "lr": float("inf")},
+    "samsg": {"reconstruction_weight": -1, "epochs": 0, "lr": float("inf")},
 }
 
 
@@ -151,14 +129,11 @@ def test_values_out_of_range_are_refused_by_name_all_at_once() -> None:
     assert set(places) == {f"{group}.{name}" for group, names in OUT_OF_RANGE.items() for name in names}
 
 
-def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(SamsgError, match=r"no profile 'dmeo'.*Did you mean 'demo'\?"):
         load_profile("dmeo")
-    with pytest.raises(SamsgError, match=r"nowhere\.yaml"):
-        load_profile(tmp_path / "nowhere.yaml")
     with pytest.raises(SamsgError, match=r"no corpus 'emdb'; known: crema_d, emodb, savee\. Did you mean 'emodb'\?"):
         load_profile("demo").corpus("emdb")
-    assert nearest("zzz", ["speaker", "random"]) == "known: random, speaker."
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".x", "", "a b", "a;b", "a\nb", "{x}", "$(x)", "a'b", "x" * 101])
@@ -174,10 +149,9 @@ def test_names_that_leave_a_folder_or_reach_a_shell_are_refused(tmp_path: Path, 
     ("content", "message"),
     [
         ("mask: {threshold: 0.4", r"broken\.yaml cannot be read as YAML"),
-        ("- demo\n- paper\n", r"broken\.yaml cannot be read as YAML with names and values"),
-        ("seeds: 2001-99-99", r"broken\.yaml cannot be read as YAML"),
-        ("extends: demo\ncorpora: 3", r"corpora: "),
+        ("- demo\n", r"broken\.yaml cannot be read as YAML with names and values"),
         ("seeds: [0]", "corpora: Field required"),
+        ("seeds: 2001-99-99", r"broken\.yaml cannot be read as YAML"),
         ("extends: demo\nseeds: [-1]", r"seeds\.0"),
         ("extends: other.yaml", "extends itself"),
         ("extends: [demo]", "There is no profile"),
@@ -189,27 +163,9 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: str, mess
         load_profile(write(tmp_path, "broken", content))
 
 
-WORDS = [
-    "extends",
-    "name",
-    "corpora",
-    "mask",
-    "fill",
-    "seeds",
-    "demo",
-    "paper.yaml",
-    ": ",
-    "{",
-    "}",
-    "[",
-    "1e999",
-    "\n",
-]
-
-
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from([*WORDS, *"-&*!'\"\t\0 ä"]), max_size=20).map("".join))
-def test_any_profile_is_read_or_refused(tmp_path: Path, text: str) -> None:
-    for content in (text, f"extends: demo\n{text}"):
+@given(st.lists(st.sampled_from(["extends", "name", "corpora", "mask", "demo", *": {}[]1-&*!'\"\t\0\nä"]), max_size=20))
+def test_any_profile_is_read_or_refused(tmp_path: Path, words: list[str]) -> None:
+    for content in ("".join(words), "extends: demo\n" + "".join(words)):
         with contextlib.suppress(SamsgError):
             load_profile(write(tmp_path, "any", content))

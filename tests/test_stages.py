@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import samsg
 from samsg import stages, storage, studies
 from samsg.settings import REPOSITORY, Profile, SamsgError, load_profile
 from samsg.stages import STAGES, WORK, Run, open_run
-from samsg.storage import atomic, write_json
 
 
 def files(folder: Path) -> set[str]:
@@ -61,56 +58,14 @@ def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
     for name, stage in STAGES.items():
         earlier += stage.groups
         assert list(run.settings(name)) == earlier
-        with pytest.raises(
-            SamsgError, match=rf"'{name}' of emodb \(speaker, seed 2\).*Notebook {stage.notebook}\.ipynb"
-        ):
+        with pytest.raises(SamsgError, match=rf"'{name}' of emodb \(speaker, seed 2\).*{stage.notebook}\.ipynb"):
             run.require(name)
     other = {"name", "description", "corpora", "protocols", "seeds", "variant_of"}
     assert set(earlier) == set(Profile.model_fields) - other  # every group of settings belongs to one stage
     assert len(earlier) == len(set(earlier))
 
 
-def test_spectrograms_are_shared_by_all_runs_of_a_corpus(home: Path) -> None:
-    runs = [open_run("smoke", "savee", protocol, seed) for protocol, seed in (("random", 0), ("speaker", 3))]
-    folders = [[each.stage_folder(name) for name in ("spectrograms", "probe")] for each in runs]
-    root = home / "runs/smoke/savee"
-    assert folders[0] == [root / "spectrograms", root / "random/seed0/probe"]
-    assert folders[1] == [root / "spectrograms", root / "speaker/seed3/probe"]
-    assert runs[0].identity("spectrograms") == runs[1].identity("spectrograms")
-    assert runs[0].identity("baseline") != runs[1].identity("baseline")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"profile": "smok"}, "no profile 'smok'.*Did you mean 'smoke'"),
-        ({"corpus": "emdb"}, "Profile 'smoke' has no corpus 'emdb'.*Did you mean 'emodb'"),
-        ({"protocol": "sentense"}, "no protocol 'sentense'.*Did you mean 'sentence'"),
-        ({"seed": -1}, "A seed is a whole number from 0; got -1"),
-        ({"seed": "0"}, "A seed is a whole number from 0; got '0'"),
-    ],
-)
-def test_unknown_names_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SamsgError, match=message):
-        open_run(**{"profile": "smoke", "corpus": "emodb", **changes})
-
-
 # Whole or absent
-
-
-def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
-    path = tmp_path / "a/b.txt"
-    with atomic(path) as partial:
-        partial.write_text("new")
-        assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), atomic(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "new" and files(tmp_path) == {"a/b.txt"}
-    write_json(path, {"b": 1, "a": {"d": [1, 2], "c": None}})
-    first = path.read_bytes()
-    write_json(path, {"a": {"c": None, "d": [1, 2]}, "b": 1})
-    assert path.read_bytes() == first
 
 
 def test_a_stage_is_made_once_and_records_its_settings(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +82,6 @@ def test_a_stage_is_made_once_and_records_its_settings(home: Path, capsys: pytes
     assert Profile(**record["profile"]) == run.profile
     assert record["versions"] == {name: importlib.metadata.version(name) for name in storage.PACKAGES}
     assert record["seconds"] >= 0 and record["code"] and record["gpu"] and record["finished"].endswith("Z")
-    line = storage.versions()
-    assert "\n" not in line and f"torch {importlib.metadata.version('torch')}" in line
 
 
 def test_an_interrupted_stage_is_absent_and_continues_with_the_same_settings_only(home: Path) -> None:
@@ -137,50 +90,28 @@ def test_an_interrupted_stage_is_absent_and_continues_with_the_same_settings_onl
     def work(folder: Path) -> None:
         found.append(files(folder))
         (folder / "checkpoint.pt").touch()
-        if len(found) < 3:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     for rate in (0.25, 0.25, 0.5):
         run = open_run(load_profile("smoke", training={"lr": rate}), "emodb")
-        if len(found) < 2:
-            with pytest.raises(KeyboardInterrupt):
-                run.make("baseline", work)
-            assert not run.stage_folder("baseline").exists() and not run.is_finished("baseline")
-        else:
+        with pytest.raises(KeyboardInterrupt):
             run.make("baseline", work)
+        assert not run.stage_folder("baseline").exists() and not run.is_finished("baseline")
     settings = {"settings.json"}
     assert found == [settings, settings | {"checkpoint.pt"}, settings]  # emptied for another learning rate
-    assert files(run.stage_folder("baseline").parent) == {"baseline/settings.json", "baseline/record.json"}
 
 
 def test_a_stage_of_other_settings_is_refused_with_the_difference(home: Path) -> None:
     run = open_run(load_profile("smoke", training={"lr": 0.25}), "emodb")
-    run.make("baseline", lambda folder: (folder / "model").touch())
+    run.make("baseline", lambda folder: None)
     other = open_run(load_profile("smoke", training={"lr": 0.5}, mask={"fill": 1.0}), "emodb")
     for ask in (other.require, other.is_finished, lambda name: other.make(name, lambda folder: None)):
         with pytest.raises(SamsgError) as error:
             ask("baseline")
-        assert "training.lr was 0.25 and is now 0.5. Give the changed profile another name, or remove" in str(
-            error.value
-        )
-        assert "mask" not in str(error.value)  # of a later stage
-    assert (run.require("baseline") / "model").exists()
-
-
-def test_a_second_worker_waits_and_takes_what_the_first_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, folders = open_run("smoke", "emodb"), []
-
-    def work(folder: Path) -> None:
-        folders.append(folder)
-        time.sleep(2.5)
-
-    threads = [threading.Thread(target=run.make, args=("spectrograms", work)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(folders) == 1 and run.is_finished("spectrograms")
-    assert "Another process is working on" in capsys.readouterr().out
+        message = str(error.value)
+        assert "training.lr was 0.25 and is now 0.5. Give the changed profile another name, or remove" in message
+        assert "mask" not in message  # of a later stage
+    assert run.is_finished("baseline")
 
 
 # What a stage depends on
@@ -246,20 +177,16 @@ def test_a_variant_shares_the_stages_that_it_does_not_change(copy: Run, home: Pa
 # What the stages leave
 
 
-def test_the_toy_corpus_is_learned(run: Run) -> None:
+def test_every_training_stage_leaves_history_predictions_and_weights(run: Run) -> None:
     history = stages.read_history(run, "baseline")
     assert history["train_loss"].iloc[0] > 1 > history["train_loss"].iloc[3:].min()  # ln 3 = 1.1 is a guess
-    assert history["validation_accuracy"].max() >= 6 / 7  # of three classes
-
-
-def test_every_training_stage_leaves_history_predictions_and_weights(run: Run) -> None:
+    assert history["validation_accuracy"].max() >= 6 / 7  # the toy corpus is learned
     clips = samsg.read_clips(run)
     assert clips["part"].value_counts().to_dict() == {"train": 28, "validation": 7, "test": 7}
     assert set(clips["samples"]) == {6400}
     for stage, epochs in {"baseline": 6, "samsg": 2, "probe": 1}.items():
-        assert {"settings.json", "record.json", "history.csv", "model.safetensors", "predictions.csv"} == files(
-            run.require(stage)
-        )
+        names = {"settings.json", "record.json", "history.csv", "model.safetensors", "predictions.csv"}
+        assert files(run.require(stage)) == names
         history = stages.read_history(run, stage)
         assert history["epoch"].tolist() == list(range(1, epochs + 1)) and history.notna().all(axis=None)
         assert ("test_reconstruction" in history) == (stage == "samsg")
@@ -293,30 +220,13 @@ def test_rollouts_and_masks_are_of_all_training_views_and_of_the_clean_held_out_
     np.testing.assert_allclose(shares["share"], masks[known].mean((1, 2)), rtol=1e-6)
 
 
-def test_padding_is_not_masked_where_it_is_excluded(home: Path) -> None:
-    # Hop 64: 12 columns of patches. The last one begins with frame 110, whose window begins 384 samples after the end.
-    profile = write_tone_corpus(
-        home,
-        audio={"seconds": 0.5, "hop": 64},
-        mask={"strategy": "random", "padding": "exclude", "select": "share", "share": 0.5},
-        training={**TRAINING, "epochs": 1},
-    )
-    run = open_run(profile, "tones")
-    samsg.run_stages(run, "masks")
-    clean = np.load(run.require("masks") / "masks.npy")[:, 0]
-    assert clean.shape == (42, 12, 12) and clean[..., :11].any((0, 1)).all() and not clean[..., 11].any()
-    shares = stages.read_table(run.require("masks") / "shares.csv").query("view == 'clean'")
-    np.testing.assert_allclose(shares["share_of_speech"], shares["share"] * 12 / 11, rtol=1e-6)
-
-
 def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     start: dict[str, torch.Tensor] = {}
 
     def note(run: Run, folder: Path, model: Any, objective: Any, changes: Any) -> None:
-        start.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        start.update(model.state_dict())
         assert objective.masked and objective.classification == objective.reconstruction == 1
         assert changes is run.profile.samsg
-        raise InterruptedError
 
     monkeypatch.setattr(stages, "_train", note)
     monkeypatch.setattr(Run, "make", lambda run, name, work: work(Path()))
@@ -324,8 +234,7 @@ def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run, monkeypatch: p
     initial = open_run(run.profile.model_copy(update={"samsg": samsg_settings}), "tones")
     baseline = load_file(run.require("baseline") / "model.safetensors")
     for each, expected in ((run, baseline), (initial, samsg.new_model(run).state_dict())):
-        with pytest.raises(InterruptedError):
-            samsg.train_samsg(each)
+        samsg.train_samsg(each)
         assert all(torch.equal(start[name], expected[name]) for name in expected)
 
 
@@ -341,26 +250,28 @@ def test_the_probe_trains_the_cls_token_and_the_head_alone(run: Run) -> None:
     assert torch.equal(samsg.new_probe(open_run(kept, "tones")).emotion_head.weight, before["emotion_head.weight"])
 
 
-def test_text_in_tables_stays_text(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    path.write_text("clip,emotion,predicted,p_None,speaker,epoch,lr\n01,None,NA,0.5,,1,\n1e3,nan,None,,007,2,0.5\n")
-    table = stages.read_table(path)
-    assert table[["clip", "emotion", "predicted", "speaker"]].to_numpy().tolist() == [
-        ["01", "None", "NA", ""],
-        ["1e3", "nan", "None", "007"],
-    ]
-    assert table["p_None"].isna().tolist() == [False, True] and table["epoch"].tolist() == [1, 2]
-
-
-def test_a_class_none_and_a_clip_01_pass_the_whole_chain(home: Path) -> None:
-    profile = write_tone_corpus(home, training={**TRAINING, "epochs": 1})
-    table = pd.read_csv(home / "tones.csv").replace({"emotion": {"high": "None", "low": "01"}})
-    table.to_csv(home / "tones.csv", index=False)
+def test_a_class_none_and_excluded_padding_pass_the_whole_chain(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMSG_PROGRESS", str(home / "events"))
+    audio = {"seconds": 0.5, "hop": 64}
+    mask = {"strategy": "random", "padding": "exclude", "select": "share", "share": 0.5}
+    profile = write_tone_corpus(home, audio=audio, mask=mask, training={**TRAINING, "epochs": 1}, samsg={})
+    names = {"emotion": {"high": "None", "low": "01"}, "speaker": {"s0": "007", "s1": "NA"}}
+    pd.read_csv(home / "tones.csv").replace(names).to_csv(home / "tones.csv", index=False)
     run = open_run(profile, "tones")
     samsg.run_stages(run)
     assert samsg.emotions_of(samsg.read_clips(run)) == ["01", "None", "middle"]
-    predictions = stages.read_predictions(run, "probe")
+    predictions = pd.concat([stages.read_predictions(run, "probe", part) for part in ("validation", "test")])
     assert set(predictions["emotion"]) == {"01", "None", "middle"} and "p_None" in predictions
+    assert set(predictions["speaker"]) == {"007", "NA", "s2", "s3"}
+    # 12 columns of patches. The last one begins with frame 110, whose window begins 384 samples after the end.
+    clean = np.load(run.require("masks") / "masks.npy")[:, 0]
+    assert clean.shape == (42, 12, 12) and clean[..., :11].any((0, 1)).all() and not clean[..., 11].any()
+    shares = stages.read_table(run.require("masks") / "shares.csv").query("view == 'clean'")
+    np.testing.assert_allclose(shares["share_of_speech"], shares["share"] * 12 / 11, rtol=1e-6)
+    events = (home / "events").read_text().splitlines()
+    assert events[0].startswith("tones      spectrograms done in ") and events[1].endswith(" left")
+    assert events[1].startswith("tones      baseline     epoch 1/1  loss 1.")
+    assert events[2].startswith("tones      baseline     done")
 
 
 # Finding runs
@@ -372,28 +283,6 @@ def test_runs_are_found_by_name_or_folder(run: Run, finished: Path) -> None:
         assert samsg.find_run(name) == run
     for name in ("", "tones", "tones/tones/speaker", "tones/tones/random/seed0/probe", "../runs", "/", "../../etc/x"):
         assert samsg.find_run(name) is None
-
-
-def test_finished_runs_are_those_with_a_last_stage(home: Path) -> None:
-    profile = load_profile("smoke", seeds=[0, 1, 2])
-    with pytest.raises(SamsgError, match="No corpus of profile 'smoke' is finished under protocol 'random'"):
-        samsg.finished_runs(profile)
-    for corpus, seed, stage in (("emodb", 0, "probe"), ("emodb", 2, "probe"), ("savee", 1, "baseline")):
-        open_run(profile, corpus, "random", seed).make(stage, lambda folder: None)
-    assert samsg.finished_runs(profile) == {"emodb": [0, 2]}
-    assert samsg.finished_runs(profile, names=["emodb"], seeds=[0]) == {"emodb": [0]}
-
-
-def test_a_stage_reports_its_progress(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAMSG_PROGRESS", str(home / "events"))
-    run = open_run(write_tone_corpus(home), "tones")
-    samsg.run_stages(run, "baseline")
-    lines = (home / "events").read_text().splitlines()
-    assert lines[0].startswith("tones      spectrograms done in ") and lines[-1].startswith(
-        "tones      baseline     done"
-    )
-    assert lines[1].startswith("tones      baseline     epoch 1/6  loss 1.") and lines[1].endswith(" left")
-    assert len(lines) == 8
 
 
 # No test clip takes part in training
@@ -415,9 +304,8 @@ def test_what_test_clips_sound_like_and_are_called_changes_no_model(tmp_path: Pa
             random = np.random.default_rng(1)
             for path in table.loc[test, "path"]:
                 soundfile.write(home / path, random.uniform(-0.9, 0.9, 8000), 16_000)
-            table.loc[test, "emotion"] = table.loc[test, "emotion"].map(
-                {"high": "low", "low": "middle", "middle": "high"}
-            )
+            others = {"high": "low", "low": "middle", "middle": "high"}
+            table.loc[test, "emotion"] = table.loc[test, "emotion"].map(others)
         table.to_csv(home / "tones.csv", index=False)
         run = open_run(profile, "tones")
         studies.run_study([run], "masks")
