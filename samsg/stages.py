@@ -158,17 +158,15 @@ def find_run(name: str | Path) -> Run | None:
     return open_run(made_with, corpus, protocol, int(seed.removeprefix("seed")))
 
 
-def finished_runs(
-    profile: Profile, protocol: str = "random", names: Collection[str] = (), seeds: Collection[int] = ()
-) -> dict[str, list[int]]:
-    """Corpus -> seeds whose last stage is finished, of the named corpora and seeds or of all in the profile.
+def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:
+    """Corpus -> the profile's seeds whose last stage is finished, of the named corpora or of all in the profile.
 
     Raises:
         SamsgError: none is.
     """
     done = {}
     for corpus in names or profile.corpora:
-        runs = [open_run(profile, corpus, protocol, seed) for seed in seeds or profile.seeds]
+        runs = [open_run(profile, corpus, protocol, seed) for seed in profile.seeds]
         if finished := [run.seed for run in runs if run.is_finished("probe")]:
             done[corpus] = finished
     if not done:
