@@ -1,21 +1,20 @@
-"""A corpus as one table (Section IV-A): file-name grammars, a CSV, or a folder for each class; and its check.
+"""A corpus as one table (Section IV-A), from the names of its files or from a CSV; and its check.
 
-The lists in official/ hold the name, sample rate and length of every file and, for EmoDB and CREMA-D, its SHA-256.
-SAVEE and RAVDESS have no public hashes; RAVDESS's list follows from its file-name scheme.
+The lists in official/ hold the name, sample rate and length of every file and, for EmoDB and CREMA-D, its SHA-256;
+RAVDESS's list follows from its file-name scheme.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import soundfile
@@ -29,7 +28,8 @@ SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 PARTS_FILE = "parts.csv"  # the split of an embedded corpus that has its own: path, part
 NO_AUDIO = "1076_MTI_SAD_XX"  # CREMA-D's README lists this clip as having no audio
 SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
-RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")
+RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
+FEWEST = len(PARTS)  # clips of a class: one for each part
 # What a check finds of a file that cannot be read.
 UNUSABLE = dict(status="unusable", reason="", sample_rate=0, channels=0, frames=0, seconds=0.0, sha256="")
 
@@ -101,26 +101,18 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
 
     Args:
         corpus: a key of ``GRAMMARS``; the path of a CSV with columns path and emotion and, where known, speaker,
-            sentence and part (train, validation, test: a published split); or 'folders', for a folder of sounds for
-            each class.
+            sentence and part (train, validation, test: a published split).
         root: the folder that paths are relative to; by default data/<corpus>, or a CSV's own folder.
 
     Raises:
         SamsgError: no such corpus, folder, files or columns; a clip listed twice; a class without clips.
     """
     folder = _folder(corpus, root)
-    if corpus.lower().endswith(".csv"):
-        manifest = _read_csv(Path(corpus), folder)
-    elif corpus == "folders":
-        manifest = _read_folders(folder)
-    else:
-        manifest = _read_grammar(corpus, folder)
+    manifest = _read_csv(Path(corpus), folder) if corpus.lower().endswith(".csv") else _read_grammar(corpus, folder)
     manifest = manifest.sort_values("clip", ignore_index=True)
     twice = manifest.loc[manifest["clip"].duplicated(keep=False), "path"]
     if len(twice):
-        raise SamsgError(
-            f"{corpus} has clips more than once, such as {twice.iat[0]} and {twice.iat[1]}; keep one each."
-        )
+        raise SamsgError(f"{corpus} has a clip twice, such as {twice.iat[0]} and {twice.iat[1]}; keep one of them.")
     if manifest["emotion"].nunique() < 2:
         raise SamsgError(f"{corpus} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")
     return manifest
@@ -133,26 +125,16 @@ def _folder(corpus: str, root: str | Path | None) -> Path:
 
 def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
     if corpus not in GRAMMARS:
-        known = nearest(corpus, [*GRAMMARS, "folders"])
-        raise SamsgError(f"There is no corpus '{corpus}'; {known} Or give a CSV file.")
+        own = "Your own is a CSV file; 'samsg data new FOLDER' makes one from a folder of recordings."
+        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(corpus, GRAMMARS)} {own}")
     grammar, sounds = GRAMMARS[corpus], find_sounds(root)
     # SAVEE's speaker may be the name of the root itself.
     parsed = {path: parse_path(f"{root.name}/{path}", corpus) for path in sounds}
     rows = [{"path": path, "corpus": corpus, **clip} for path, clip in parsed.items() if clip]
-    missing = sorted(set(grammar.emotions.values()) - {row["emotion"] for row in rows})
-    if missing:
-        found = f"no clip of {', '.join(missing)} among {len(sounds)} sound files"
-        advice = f"Names are like {grammar.example}; data/README.md says how to get it."
-        raise SamsgError(f"{grammar.title} was expected in {root}: found {found}. {advice}")
+    if missing := sorted(set(grammar.emotions.values()) - {row["emotion"] for row in rows}):
+        found = f"{root} has {len(sounds)} sound files, and no {', '.join(missing)} of {grammar.title}"
+        raise SamsgError(f"{found}. Names are like {grammar.example}; data/README.md says how to get it.")
     return pd.DataFrame(rows)[COLUMNS]
-
-
-def _read_folders(root: Path) -> pd.DataFrame:
-    paths = pd.Series([path for path in find_sounds(root) if "/" in path], dtype=str)
-    if paths.empty:
-        raise SamsgError(f"{root} has no sound in a folder; it needs a folder for each class, as in anger/one.wav.")
-    manifest = pd.DataFrame({"clip": paths, "path": paths, "corpus": root.name, "speaker": "", "sentence": ""})
-    return manifest.assign(emotion=paths.str.split("/").str[0])
 
 
 def _read_csv(path: Path, root: Path) -> pd.DataFrame:
@@ -161,15 +143,13 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
         table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors too
         raise SamsgError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
-    missing = [column for column in ("path", "emotion") if column not in table]
-    if missing:
+    if missing := [column for column in ("path", "emotion") if column not in table]:
         raise SamsgError(f"{path} has columns {', '.join(table.columns)}; it also needs {' and '.join(missing)}.")
     for column in ("path", "emotion"):
         for line, cell in enumerate(table[column], start=2):
             if not cell or not cell.isprintable():
                 raise SamsgError(f"{path}, line {line}: {column} is empty or has characters that tables cannot hold.")
-    missing = [entry for entry in table["path"] if not os.path.isfile(root / entry)]
-    if missing:
+    if missing := [entry for entry in table["path"] if not os.path.isfile(root / entry)]:
         found = f"{path} lists {len(missing)} files that do not exist in {root}, such as {missing[0][:200]!r}"
         raise SamsgError(f"{found}; correct the paths, or give the folder that they are relative to.")
     clips = table["path"]
@@ -179,8 +159,8 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
     if "part" in table and set(table["part"]) != set(PARTS):
         found, needed = ", ".join(map(repr, sorted(set(table["part"])))), ", ".join(PARTS)
         raise SamsgError(f"{path} has {found} in column part; a published split needs {needed}, each at least once.")
-    columns = [*COLUMNS, *(["part"] if "part" in table else [])]
-    return table.assign(clip=clips, corpus=path.stem).reindex(columns=columns, fill_value="")
+    table = table.assign(clip=clips, corpus=path.stem)
+    return table.reindex(columns=[*COLUMNS, *({"part"} & {*table})], fill_value="")
 
 
 def emotions_of(manifest: pd.DataFrame) -> list[str]:
@@ -216,24 +196,23 @@ def published_counts(corpus: str, by: str = "emotion") -> pd.Series:
     return official_list(corpus)[by].value_counts().sort_index()
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a check of a corpus found."""
 
-    corpus: str
-    root: Path
+    place: str  # the corpus and its folder
     files: pd.DataFrame  # path, clip, speaker, emotion, and the columns of UNUSABLE
     verdict: str
     exit_code: int  # 0 complete (and official, where there is a list), 1 usable, 2 not usable
 
     def text(self) -> str:
-        """The report for people: classes, speakers, formats, counts with examples of each status, the verdict."""
-        sounds = self.files[self.files["seconds"] > 0]
-        speakers = sounds.loc[sounds["speaker"] != "", "speaker"].nunique() or "unknown"
-        minutes = sounds["seconds"].sum() / 60
-        lines = [f"{self.corpus} in {self.root}: {len(sounds)} sounds by {speakers} speakers, {minutes:.1f} min"]
-        for column in ("emotion", "sample_rate", "channels"):
-            counts = sounds.loc[sounds[column] != "", column].value_counts().sort_index()
+        """The report for people: clips of each speaker and class, formats, counts of each status, the verdict."""
+        sounds = self.files[self.files["status"].isin(["ok", "other content"])]
+        lines = [f"{self.place}: {len(sounds)} usable sounds, {sounds['seconds'].sum() / 60:.1f} min"]
+        if len(sounds):
+            rows = sounds["speaker"].replace("", "unknown"), sounds["emotion"]
+            lines.append(pd.crosstab(*rows, margins=True, margins_name="all").to_string(max_rows=24))
+        for column in ("sample_rate", "channels"):
+            counts = sounds[column].value_counts().sort_index()
             lines.append(f"{column}: {', '.join(f'{value} ({count})' for value, count in counts.items())}")
         for status, rows in self.files.groupby("status", sort=False):
             lines.append(f"{len(rows):6}  {status}")
@@ -241,31 +220,33 @@ class Report:
                 lines += [f"{'':8}{path}: {reason}" for path, reason in rows[["path", "reason"]].head(3).to_numpy()]
         return "\n".join([*lines, f"Verdict: {self.verdict}"])
 
-    def json(self) -> str:
-        """The report for programs, with every file."""
-        fields = {"corpus": self.corpus, "root": str(self.root), "verdict": self.verdict, "exit_code": self.exit_code}
-        return json.dumps({**fields, "files": self.files.to_dict("records")}, indent=1)
-
 
 def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
-    """Decode every file of a corpus as training does and, where there is an official list, compare it with that.
+    """Decode every file as training does, and compare it with the official list. Arguments as of ``read_corpus``."""
+    folder = _folder(corpus, root)
+    if corpus not in GRAMMARS:
+        files = check_files(read_corpus(corpus, folder), folder)
+        return Report(corpus, files, *_verdict(files, ""))
+    unknown = {"clip": "", "speaker": "", "emotion": ""}
+    parsed = {path: parse_path(f"{folder.name}/{path}", corpus) or unknown for path in find_sounds(folder)}
+    files = pd.DataFrame([{"path": path, **clip} for path, clip in parsed.items()], columns=["path", *unknown])
+    files = _compare(check_files(files, folder), official_list(corpus))
+    return Report(f"{GRAMMARS[corpus].title} in {folder}", files, *_verdict(files, " and official"))
 
-    Arguments and errors as ``read_corpus``.
+
+def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Decode every file of a table: the table with the columns of UNUSABLE.
+
+    The second copy of a recording is a 'duplicate' if a split may put it into another part, which training refuses.
     """
-    folder, is_listed = _folder(corpus, root), corpus in GRAMMARS
-    if is_listed:
-        title, unknown = GRAMMARS[corpus].title, {"clip": "", "speaker": "", "emotion": ""}
-        parsed = {path: parse_path(f"{folder.name}/{path}", corpus) or unknown for path in find_sounds(folder)}
-        files = pd.DataFrame([{"path": path, **clip} for path, clip in parsed.items()], columns=["path", *unknown])
-    else:
-        manifest = read_corpus(corpus, folder)
-        title, files = manifest["corpus"].iat[0], manifest[["path", "clip", "speaker", "emotion"]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(_inspect, [folder / path for path in files["path"]])
+        found = pool.map(_inspect, [root / path for path in files["path"]])
     files = files.join(pd.DataFrame(found, columns=list(UNUSABLE)))
-    if is_listed:
-        files = _compare(files, official_list(corpus))
-    return Report(title, folder, files, *_verdict(files, is_listed))
+    for _, same in files[files["status"] == "ok"].groupby(["sha256", "emotion"]):
+        if same.get("part", same["path"]).nunique() > 1:
+            reason = f"the same recording as {same['path'].iat[0]}"
+            files.loc[same.index[1:], ["status", "reason"]] = "duplicate", reason
+    return files
 
 
 def _inspect(path: Path) -> dict[str, Any]:
@@ -274,9 +255,8 @@ def _inspect(path: Path) -> dict[str, Any]:
         reason, sound = why_unusable(read_sound(path), 16_000), soundfile.info(path)
     except SamsgError as error:
         return {**UNUSABLE, "reason": str(error).removeprefix(f"{path} ")}
-    sizes = {"sample_rate": sound.samplerate, "channels": sound.channels, "frames": sound.frames}
-    content = {"seconds": round(sound.duration, 3), "sha256": hash_files([path])[0]}
-    return {"status": "unusable" if reason else "ok", "reason": reason, **sizes, **content}
+    values = sound.samplerate, sound.channels, sound.frames, round(sound.duration, 3), *hash_files([path])
+    return dict(zip(UNUSABLE, ("unusable" if reason else "ok", reason, *values), strict=True))
 
 
 def _compare(files: pd.DataFrame, official: pd.DataFrame) -> pd.DataFrame:
@@ -295,26 +275,26 @@ def _compare(files: pd.DataFrame, official: pd.DataFrame) -> pd.DataFrame:
             same_length = file.sample_rate == rate and frames in (0, file.frames)
             if file.reason or file.sha256 == sha256 or (same_length and not sha256):
                 continue
-            found = f"{file.sample_rate} Hz, {file.seconds:.2f} s{' of other bytes' if same_length else ''}"
-            length = f", {frames / rate:.2f} s" if frames else ""
-            status, reason = "other content", f"{found} (official: {rate} Hz{length})"
+            found = f"{file.sample_rate} Hz, {file.frames} samples{' of other bytes' if same_length else ''}"
+            status, reason = "other content", f"{found} (official: {rate} Hz, {frames or 'any'} samples)"
         files.loc[file.Index, ["status", "reason"]] = status, reason
     missing = official[~official["clip"].isin(list(known))].rename(columns={"file": "path"})
     missing = missing.assign(**{**UNUSABLE, "status": "missing", "reason": "not on disk"})[files.columns]
     return pd.concat([table for table in (files, missing) if len(table)], ignore_index=True)
 
 
-def _verdict(files: pd.DataFrame, is_listed: bool) -> tuple[str, int]:
+def _verdict(files: pd.DataFrame, official: str) -> tuple[str, int]:
     """Verdict and exit code."""
     counts = files.loc[(files["clip"] != "") & (files["status"] != "ok"), "status"].value_counts()
+    usable = files[files["status"].isin(["ok", "other content"])]
+    clips_of = usable["emotion"].value_counts().reindex(sorted(set(files["emotion"]) - {""}), fill_value=0)
+    if clips_of.min() < FEWEST:
+        clips = ", ".join(f"{n} clips of {emotion}" for emotion, n in clips_of.items() if n < FEWEST)
+        return f"not usable: {clips} can be read, and a split needs {FEWEST} of each (see data/README.md).", 2
+    if "duplicate" in counts:
+        return "not usable: keep one file of each recording.", 2
     found = ", ".join(f"{count} {status}" for status, count in counts.items())
-    usable = files["status"].isin(["ok", "other content"])
-    lost = sorted(set(files["emotion"]) - set(files.loc[usable, "emotion"]) - {""})
-    if lost or "duplicate" in counts:
-        reason = f"no clip of {', '.join(lost)} can be read" if lost else "keep one file of each clip"
-        return f"not usable: {reason} ({found}). data/README.md says how to get a corpus.", 2
-    official = " and official" if is_listed else ""
     if counts.drop("known defect", errors="ignore").empty:
-        return f"complete{official}: {usable.sum()} clips{f' and {found}' if found else ''}.", 0
+        return f"complete{official}: {len(usable)} clips{f' and {found}' if found else ''}.", 0
     note = " State this with every result." if "other content" in counts else ""
     return f"usable, but not complete{official}: {found}.{note}", 1

@@ -1,8 +1,4 @@
-"""Corpora into their folders (Section IV-A): EmoDB and CREMA-D through audb, any corpus from a copy of the user's.
-
-Only files named as the corpus names its files are copied, and their place follows from their name. The folder is whole
-or absent.
-"""
+"""Corpora into their folders (Section IV-A): EmoDB and CREMA-D through audb, any corpus from a copy of the user's."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from pathlib import Path
 from samsg.audio import LFS_POINTER
 from samsg.corpora import GRAMMARS, find_sounds, parse_path
 from samsg.settings import SamsgError, nearest
-from samsg.storage import complete_folder, locked
+from samsg.storage import locked
 
 # Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings. CREMA-D 1.3.0 has
 # 7 441 files; the one without audio is missing.
@@ -28,10 +24,10 @@ FOLDERS = {"savee": "AudioData/{speaker}", "emodb": "wav", "crema_d": "AudioWAV"
 
 
 def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
-    """Bring a corpus into its folder, in the layout of its authors, and return the folder, absolute.
+    """Bring a corpus into its folder, which is whole or absent, in the layout of its authors: the folder, absolute.
 
-    ``source`` is a copy: a folder or an archive (zip, tar). A folder that already has clips of the corpus is left as it
-    is. SamsgError if a person or a network is needed, or if source or folder hold something else.
+    ``source`` is a copy: a folder or an archive (zip, tar), of which only files with the corpus's own names are taken.
+    SamsgError if a person or a network is needed, or if source or folder hold something else.
     """
     if corpus not in GRAMMARS:
         raise SamsgError(f"There is no corpus '{corpus}' to fetch; {nearest(corpus, GRAMMARS)}")
@@ -42,19 +38,16 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SamsgError(f"{title} belongs in {folder}, which holds something else. Move that away.")
     source = Path(source).expanduser() if source else _load(corpus)
-    with locked(folder) as partial, tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         if not source.is_dir():
-            archive, source = source, Path(unpacked) / source.name.partition(".")[0]  # it may name SAVEE's speaker
-            try:  # Python's 'data' filter confines a tar to its folder
+            # Its name may be that of SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
+            archive, source = source, Path(unpacked) / "copy" / source.name.partition(".")[0]
+            try:
                 shutil.unpack_archive(archive, source, filter=None if archive.suffix == ".zip" else "data")
             except Exception as error:  # archives and decompressors raise errors of any kind
                 raise SamsgError(f"{archive} is not a folder, zip or tar that can be unpacked: {error}") from error
-        try:
-            n_clips = _copy_clips(corpus, source, partial)
-            complete_folder(partial)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    print(f"{title}: {n_clips} clips in {folder}")
+        _copy_clips(corpus, source, Path(unpacked) / "clips")
+        (Path(unpacked) / "clips").rename(folder)
     return folder
 
 
@@ -75,24 +68,18 @@ def _load(corpus: str) -> Path:
     return Path(database.root)
 
 
-def _copy_clips(corpus: str, source: Path, target: Path) -> int:
-    """Copy the clips of a folder into a new one: -> how many."""
-    copied: set[Path] = set()
-    for name in find_sounds(source):
-        if (clip := parse_path(f"{source.name}/{name}", corpus)) is None:
-            continue
+def _copy_clips(corpus: str, source: Path, target: Path) -> None:
+    clips = {name: clip for name in find_sounds(source) if (clip := parse_path(f"{source.name}/{name}", corpus))}
+    if not clips:
+        raise SamsgError(f"{source} has no clip of {GRAMMARS[corpus].title}, named like {GRAMMARS[corpus].example}.")
+    for name, clip in clips.items():
         content = (source / name).read_bytes()
         if content.startswith(LFS_POINTER):
-            advice = "Run 'git lfs pull' in a clone of the repository, and give that: its zip archive has no sounds."
-            raise SamsgError(f"{name} of {source} is a Git LFS pointer, the text in place of a sound. {advice}")
+            advice = "give a clone of the repository, after 'git lfs pull' in it."
+            raise SamsgError(f"{name} of {source} is a Git LFS pointer, the text in place of a sound: {advice}")
         stem = clip["clip"].removeprefix(f"{clip['speaker']}_") if corpus == "savee" else clip["clip"]
         path = target / FOLDERS[corpus].format(**clip) / f"{stem}{Path(name).suffix.lower()}"
-        if path in copied and path.read_bytes() != content:
+        if path.exists() and path.read_bytes() != content:
             raise SamsgError(f"{source} has {clip['clip']} twice, with different sounds; remove one of them.")
-        copied.add(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    if not copied:
-        expected = f"{GRAMMARS[corpus].title}, named like {GRAMMARS[corpus].example}"
-        raise SamsgError(f"{source} has no clip of {expected}. Is it another corpus?")
-    return len(copied)

@@ -63,6 +63,14 @@ class Difference(NamedTuple):
     only_second: int
 
 
+def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1f") -> str:
+    """'57.1 ± 2.0 [42.2, 70.9]': value, deviation over seeds, interval; without what is nan, '-' without a value."""
+    value, low, high, std = (scale * number for number in estimate)
+    spread = "" if np.isnan(std) else f" ± {std:{form}}"
+    interval = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return "-" if np.isnan(value) else f"{value:{form}}{spread}{interval}"
+
+
 def unit_of(protocol: str) -> str:
     """The column that holds what a protocol holds out: 'clip' for 'random', else 'speaker' or 'sentence'."""
     return "clip" if protocol == "random" else protocol

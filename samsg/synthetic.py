@@ -2,8 +2,7 @@
 
 eSpeak, as Praat contains it, speaks the sentences; Praat's overlap-add resynthesis (Moulines & Charpentier, 1990) gives
 them a speaker's pitch and vocal tract and an actor's melody; a filter and noise give voice quality. The emotions follow
-what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). The files have the official names, so that
-one reader serves real and synthetic corpora. Only this module imports praat-parselmouth, which is GPL-3.
+what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). Praat-parselmouth is GPL-3.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,10 +26,8 @@ from samsg.storage import complete_folder, locked, progress
 
 RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
-
 # eSpeak's voices without flutter and roughness: the sound of the others depends on what was spoken before.
 VOICES = ("Denis", "Michel")
-
 # Gives a pitch tier the values of a Sound: one call for all points.
 SET_PITCH = """
 values = selected ("Sound")
@@ -39,7 +35,6 @@ tier = selected ("PitchTier")
 selectObject: tier
 Formula: "object [values, 1, col]"
 """
-
 # How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
 # Units: semitones, octaves, semitones a clip, octaves, s, dB an octave, dB, semitones, semitones, share of the voice.
 CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor", "breath")
@@ -59,15 +54,11 @@ STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the oth
 # The texts of each corpus's sentences: SENTENCES["emodb"]["a01"]. SAVEE uses sentences of TIMIT; these resemble them.
 # Its numbers 01 to 03 are common to all emotions. Every other one belongs to one emotion: an opening with an ending
 # that no other emotion combines with it.
-SENTENCES = (
-    pd.read_csv(Path(__file__).with_name("sentences.csv"), dtype=str)
-    .groupby(["corpus", "name"], sort=False)["text"]
-    .agg(list)
-)
+TEXTS = pd.read_csv(Path(__file__).with_name("sentences.csv"), dtype=str)
+SENTENCES = TEXTS.groupby(["corpus", "name"], sort=False)["text"].agg(list)
 
 
-@dataclass(frozen=True)
-class Blueprint:
+class Blueprint(NamedTuple):
     """What a corpus's file names allow, and how the corpus sounds."""
 
     speakers: tuple[str, ...]
@@ -90,8 +81,7 @@ BLUEPRINTS = {
 STRENGTHS = {"XX": 1.0, "LO": 0.6, "MD": 1.0, "HI": 1.4}  # of CREMA-D's levels; each take has its own
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """One recording to make: its file, who speaks which words, and how strongly the emotion is acted."""
 
     path: str
@@ -118,17 +108,13 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     if settings.shortcut is not None and name != "emodb":
         raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
-    recipe = {"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}
-    note = json.dumps(recipe, sort_keys=True)
+    note = json.dumps({"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}, sort_keys=True)
     with locked(folder) as partial:
         if folder.exists() and any(folder.iterdir()):
             path = folder / SYNTHETIC_NOTE
-            found = (
-                path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "files that are not synthetic"
-            )
+            found = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "other files"
             if found != note:
-                problem = f"The embedded corpus {note} belongs in {folder}, which holds {found}."
-                raise SamsgError(f"{problem} Remove that folder, or name another.")
+                raise SamsgError(f"{folder} is to hold {note} and holds {found}. Remove that folder, or name another.")
             return
         parselmouth = _import_parselmouth()
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -138,8 +124,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, _speak(parselmouth, name, clip, settings.seed), blueprint.sample_rate, "PCM_16")
         if settings.shortcut is not None:
-            parts = pd.DataFrame({"path": [clip.path for clip in clips], "part": [clip.part for clip in clips]})
-            parts.to_csv(partial / PARTS_FILE, index=False)
+            pd.DataFrame(clips).to_csv(partial / PARTS_FILE, columns=["path", "part"], index=False)
         text = f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
         text += f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
         (partial / SYNTHETIC_NOTE).write_text(f"{text}{note}\n", encoding="utf-8")
@@ -160,10 +145,13 @@ def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
     sentences = list(SENTENCES[name].index)[: settings.sentences]
     for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
         if name == "savee":
+            common, openings, endings = SENTENCES["savee"]
             # Neutral has twice as many sentences as the others.
-            for number in range(1, settings.sentences * (2 if emotion == "neutral" else 1) + 1):
-                path = f"AudioData/{speaker}/{code}{number:02d}.wav"
-                yield Clip(path, speaker, _savee_sentence(number, row), emotion)
+            for number in range(settings.sentences * (2 if emotion == "neutral" else 1)):
+                turn, opening = divmod(number - len(common), len(openings))
+                own = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
+                text = common[number] if number < len(common) else own
+                yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion)
         elif name == "emodb":
             for sentence, take in itertools.product(sentences, range(settings.takes)):
                 path = f"wav/{speaker}{sentence}{code}{'abcdef'[take]}.wav"
@@ -177,9 +165,8 @@ def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
 def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
     """EmoDB with a shortcut: 4 clips to train on, 1 to validate and 3 to test, by each speaker in each emotion.
 
-    For training and validation, ``settings.shortcut`` is the share of clips with the emotion's own sentence (the first
-    emotion has the first sentence, and so on); all others have a random sentence. At 1 the sentence gives away the
-    emotion, at 0 it tells nothing. Test clips have random sentences and are the same at every share.
+    ``settings.shortcut`` is the share of the clips for training and validation that say their emotion's own sentence;
+    all others say a random one, and test clips are the same at every share.
     """
     sentences, codes = list(SENTENCES["emodb"].index)[: settings.sentences], GRAMMARS["emodb"].emotions
     if len(sentences) < len(codes):
@@ -198,15 +185,6 @@ def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
             path = f"wav/{speaker}{sentence}{code}{'abcdef'[used[sentence]]}.wav"
             used[sentence] += 1
             yield Clip(path, speaker, SENTENCES["emodb"][sentence][0], emotion, part=part)
-
-
-def _savee_sentence(number: int, row: int) -> str:
-    """The text of a sentence's number (from 1) in an emotion's row (from 0); neutral has more numbers than others."""
-    common, openings, endings = SENTENCES["savee"]
-    if number <= len(common):
-        return str(common[number - 1])
-    turn, opening = divmod(number - len(common) - 1, len(openings))
-    return f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
 
 
 def _random(seed: int, *key: str) -> np.random.Generator:
@@ -277,7 +255,6 @@ def _finish(
     octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / rate), 100, 8000) / 500)
     samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
     samples *= 10 ** ((loudness - 27) / 20) / samples.std()
-    # A quiet room, before, during and after.
     before, after = (generator.uniform(0.1, 0.3, 2) * sample_rate).astype(int)
     samples = np.pad(samples, (before, after))
     room = signal.lfilter([1.0], [1.0, -0.9], generator.standard_normal(len(samples)))

@@ -1,0 +1,89 @@
+"""A corpus of one's own from a folder of recordings: guess classes and speakers, write a CSV and a profile."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from samsg.corpora import FEWEST, GRAMMARS, Report, check_files, find_sounds, parse_path
+from samsg.settings import SamsgError, home, profile_names
+from samsg.storage import atomic
+
+EMOTION = re.compile("ang|fea|hap|joy|sad|neu|sur|bor|calm|disg", re.IGNORECASE)  # how names of emotions begin
+# An epoch on two free cores: 2.7 to 3.0 s for 280 clips (the fastest in runs/demo/emodb/random/seed0/*/history.csv).
+SECONDS_PER_CLIP, SECONDS_TO_START = 0.011, 60
+
+
+def new_corpus(folder: Path, name: str = "") -> str:
+    """Write data/<name>.csv and <name>.yaml for a folder of recordings: what was found, and what to run next."""
+    folder = folder.expanduser().resolve()
+    name = name or re.sub(r"[^\w.-]+", "_", folder.name).strip("_.-")
+    table, profile = home() / "data" / f"{name}.csv", home() / f"{name}.yaml"
+    if not re.fullmatch(r"[^\W_][\w.-]{0,99}", name) or name in {*GRAMMARS, *profile_names()}:
+        raise SamsgError(f"A corpus of your own cannot be named '{name}'; choose another --name, such as 'mine'.")
+    if table.exists() or profile.exists():
+        raise SamsgError(f"{table} or {profile} already exists; remove both, or choose another --name.")
+    files = check_files(guess_labels(folder), folder)
+    usable = files["status"] == "ok"
+    rare = files["emotion"].map(files.loc[usable, "emotion"].value_counts()).fillna(0) < FEWEST
+    files.loc[usable & rare, ["status", "reason"]] = "left out", f"fewer than {FEWEST} recordings of its class"
+    files.loc[files["emotion"] == "", ["status", "reason"]] = "left out", "no class in its folder or name"
+    clips = files[files["status"] == "ok"].assign(path=lambda table: f"{folder}/" + table["path"])
+    if clips["emotion"].nunique() < 2:
+        problem = f"{folder} has {len(files)} sound files, but no two classes, in folders or in words of their names"
+        raise SamsgError(f"{problem}; write a CSV with columns path,emotion and rows such as /sounds/one.wav,anger.")
+    epochs = min(12, max(4, 8000 // len(clips)))  # 8, 8 and 3 with 1 000 clips: 5 minutes
+    reader = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
+    content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: reader}}
+    content |= {"training": {"epochs": epochs}, "samsg": {"epochs": epochs}, "probe": {"epochs": 3}}
+    with atomic(table) as partial:
+        clips.to_csv(partial, columns=["path", "emotion", "speaker", "sentence"], index=False)
+    with atomic(profile) as partial:
+        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    passes = 2 * epochs + 3 + 2  # spectrograms and rollout take about as long as two epochs
+    minutes = (SECONDS_TO_START + SECONDS_PER_CLIP * passes * len(clips)) / 60 * 2 / min(2, os.cpu_count() or 1)
+    verdict = f"{table} lists {len(clips)} of {len(files)} recordings; correct classes and speakers there.\n"
+    verdict += f"Next, about {minutes:.0f} min if nothing else runs: samsg reproduce --profile {profile}"
+    return Report(str(folder), files, verdict, 0).text()
+
+
+def guess_labels(folder: Path) -> pd.DataFrame:
+    """Path, clip, emotion, speaker and sentence of every sound below a folder; '' is unknown."""
+    paths = find_sounds(folder)
+    unknown = dict.fromkeys(("clip", "emotion", "speaker", "sentence"), "")
+    for corpus in GRAMMARS:
+        parsed = [parse_path(f"{folder.name}/{path}", corpus) or unknown for path in paths]
+        if parsed.count(unknown) < 0.1 * len(paths):
+            return pd.DataFrame(parsed).assign(path=paths)
+    emotion, best, columns = pd.Series("", range(len(paths)), dtype=str), (False, False, -21), _columns(paths)
+    for (kind, _), column in columns.items():
+        counts = column[column != ""].value_counts()
+        # Names of emotions first, then folders, then the fewest values, at most 20.
+        rank = bool(counts.index.str.match(EMOTION).mean() > 0.5), kind == "folder", -len(counts)
+        if 2 <= len(counts) <= 20 and counts.median() >= FEWEST and rank > best:
+            emotion, best = column, rank
+    table = pd.DataFrame({**unknown, "path": paths, "clip": paths, "emotion": emotion}, dtype=str)
+    known = emotion.map(emotion[emotion != ""].value_counts()) >= FEWEST
+    for column in columns.values():
+        # Speakers have several classes each, and two clips of a class on average; a take or a sentence has one.
+        pairs = pd.crosstab(column[known], emotion[known]).loc[lambda table: (table > 0).sum(axis=1) > 1]
+        if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * known.sum(), 2 * pairs.size):
+            return table.assign(speaker=column)
+    return table
+
+
+def _columns(paths: list[str]) -> dict[tuple[str, int], pd.Series]:
+    """Each folder, and each word of the last folder and the name, that nine in ten paths have, from both ends."""
+    folders = [list(Path(path).parts[:-1]) for path in paths]
+    words = [re.split(r"[-_. ]+", "_".join(Path(path).with_suffix("").parts[-2:])) for path in paths]
+    letters, columns = [[word.rstrip("0123456789") for word in each] for each in words], {}
+    for kind, parts in {"folder": folders, "word": words, "letters": letters}.items():
+        for place in (*range(5), *range(-5, 0)):
+            column = pd.Series([each[place] if -len(each) <= place < len(each) else "" for each in parts], dtype=str)
+            if (column != "").mean() > 0.9:
+                columns[kind, place] = column
+    return columns
