@@ -5,9 +5,12 @@ BIN := .venv/bin
 
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce test coverage lint lab notebooks bench docs
+.PHONY: reproduce studies test coverage lint lab notebooks bench docs
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
 	$(BIN)/samsg reproduce --profile $(PROFILE)
+
+studies: .venv/installed  ## one short fold of every study on the human speech in data/ or ../shared
+	$(BIN)/python tools/claim.py --small
 
 test: .venv/installed  ## unit tests, parity tests, and the notebooks through nbval
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q

@@ -17,7 +17,7 @@ from samsg.corpora import PARTS
 from samsg.settings import PROTOCOLS, SamsgError, nearest
 
 HELD_OUT = 0.15  # of all clips, once for validation and once for test
-MOST_FOLDS = 10
+MOST_FOLDS = 5
 
 
 def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
 
     'random' is stratified by emotion; a manifest that has a column ``part``, a published split, keeps it. 'speaker' and
     'sentence' keep each speaker or sentence in one part: the corpus is divided into k folds (one for each speaker or
-    sentence, 10 at most), and seed s tests on fold s mod k of division s div k, so that seeds 0 to k-1 test every clip
+    sentence, 5 at most), and seed s tests on fold s mod k of division s div k, so that seeds 0 to k-1 test every clip
     once. With exactly two sentences, seed s tests on sentence s mod 2, trains on the other one, and validates on the
     other one as spoken by 15 % of the speakers, whom s div 2 chooses and who are not trained on.
 

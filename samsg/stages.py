@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -25,7 +26,7 @@ from samsg import corpora
 from samsg.audio import CLIPS, open_spectrograms, write_spectrograms
 from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
-from samsg.model import SpectrogramDeiT, build_model
+from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
 from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
 from samsg.splits import split
@@ -66,7 +67,11 @@ class Run:
         if not fingerprint and prepared.is_file():
             fingerprint = json.loads(prepared.read_text())["fingerprint"]
         identity = {**self.settings(name), "fingerprint": fingerprint}
-        return identity if name == "spectrograms" else {**identity, "protocol": self.protocol, "seed": self.seed}
+        if name == "spectrograms":
+            return identity
+        if self.profile.model.weights == "embedded":  # another edition of these weights is another experiment
+            identity["embedded"] = corpora.hash_files([EMBEDDED])[0]
+        return {**identity, "protocol": self.protocol, "seed": self.seed}
 
     def is_finished(self, name: str, fingerprint: str = "") -> bool:
         """Whether a stage is complete; it is an error if it was made with other settings or from other sounds."""
@@ -139,7 +144,8 @@ def open_run(
 def find_run(name: str | Path) -> Run | None:
     """A finished run with the settings that it was made with; None if there is none.
 
-    ``name`` is 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or its folder in runs/.
+    ``name`` is 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or its folder in runs/. SamsgError
+    if this version does not know its settings.
     """
     runs = (home() / "runs").resolve()
     folder = (runs / Path(name).expanduser()).resolve()  # an absolute path replaces runs/
@@ -150,12 +156,20 @@ def find_run(name: str | Path) -> Run | None:
     record = runs / profile / corpus / protocol / seed / "probe" / RECORD
     if not record.is_file():
         return None
-    made_with = Profile(**json.loads(record.read_text())["profile"])
+    made_with = _recorded_profile(record)
     base = runs / profile.rpartition(".")[0] / corpus / protocol / seed / "baseline" / RECORD
     if base.is_file():  # a variant of a study shares stages with its profile
-        original = Profile(**json.loads(base.read_text())["profile"])
-        made_with = made_with.model_copy(update={"variant_of": original})
+        made_with = made_with.model_copy(update={"variant_of": _recorded_profile(base)})
     return open_run(made_with, corpus, protocol, int(seed.removeprefix("seed")))
+
+
+def _recorded_profile(record: Path) -> Profile:
+    """The profile that a stage was made with."""
+    try:
+        return Profile(**json.loads(record.read_text())["profile"])
+    except ValidationError as error:
+        advice = f"Remove {record.parents[1]}, and run 'samsg reproduce' again."
+        raise SamsgError(f"{record.parents[1]} was made by another version, with other settings. {advice}") from error
 
 
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:

@@ -1,23 +1,25 @@
 """Past the paper: variants of a profile, trained on the same splits and compared.
 
 A study is a list of variants, each a change of settings. Stages that a variant shares with its profile (spectrograms,
-stage i, its rollout) are made once, so that variants differ in what they change and in nothing else.
+stage i, its rollout) are made once, so that variants differ in what they change and in nothing else. A study's test
+predictions and training scores are two tables in paper_figures/<profile>/, from which its results are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from samsg.corpora import emotions_of
-from samsg.metrics import Difference, Estimate, holm, paired_difference, summarise, unit_of
+from samsg.metrics import Difference, Estimate, estimate_text, holm, paired_difference, summarise, unit_of
 from samsg.model import IMAGENET_GREY
-from samsg.settings import Profile
-from samsg.stages import Run, open_run, read_predictions, run_stages, svm_predictions
-from samsg.tables import estimate_text
+from samsg.settings import REPOSITORY, Profile, SamsgError, home
+from samsg.stages import Run, open_run, read_history, read_predictions, read_table, run_stages, svm_predictions
+from samsg.storage import atomic
 
 SVM = "Linear SVM"
 
@@ -30,12 +32,27 @@ class Variant(NamedTuple):
     stage: str = "probe"
 
 
-MASKS = {"random": "random masks", "least": "least attended masks", "stripes": "stripes", "none": "no masks"}
 SAMSG, DEIT = Variant("SAMSG", {}), Variant("DeiT", {}, "baseline")
 # Stage ii without masks: the same epochs and the same restart as SAMSG, and nothing of its method.
-LONG = Variant("DeiT, as many epochs", {"mask": {"strategy": "none"}}, "samsg")
-CONTROLS = [Variant(f"SAMSG, {title}", {"mask": {"strategy": name}}) for name, title in MASKS.items()]
+NO_MASKS = Variant("SAMSG, no masks", {"mask": {"strategy": "none"}})
+LONG = NO_MASKS._replace(title="DeiT, as many epochs", stage="samsg")
+MASKS = {"random": "random masks", "least": "least attended masks"}
+CONTROLS = [*(Variant(f"SAMSG, {title}", {"mask": {"strategy": name}}) for name, title in MASKS.items()), NO_MASKS]
+FIFTH = {"select": "share", "padding": "exclude"}  # of the patches with speech: every map masks the same area
+CLAIM = [
+    Variant("SAMSG, random masks", {"mask": {"strategy": "random", **FIFTH}}),
+    SAMSG,  # as printed: patches above 0.5 of the maximum, padding included
+    Variant("SAMSG, a fifth of the speech", {"mask": FIFTH}),
+    Variant("SAMSG, gradient map", {"rollout": {"reading": "gradient"}, "mask": FIFTH}),
+]
 STUDIES: dict[str, list[Variant]] = {
+    "claim": [
+        DEIT,
+        LONG,
+        NO_MASKS,
+        *CLAIM,
+        *(variant._replace(title=f"{variant.title}, stage ii", stage="samsg") for variant in CLAIM),
+    ],
     "controls": [
         SAMSG,
         DEIT,
@@ -45,7 +62,7 @@ STUDIES: dict[str, list[Variant]] = {
         Variant("SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0.0}}),
         Variant("SAMSG, reconstruction only", {"samsg": {"classification_weight": 0.0}}),
     ],
-    "masks": [SAMSG, DEIT, LONG, CONTROLS[0], CONTROLS[3]],
+    "masks": [SAMSG, DEIT, LONG, CONTROLS[0], NO_MASKS],
     "sensitivity": [
         SAMSG,
         Variant("threshold 0.3", {"mask": {"threshold": 0.3}}),
@@ -96,21 +113,58 @@ def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def compare(predictions: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Every variant with its intervals, and its difference from SAMSG on the same clips.
+def study_training(runs: Iterable[Run], study: str) -> pd.DataFrame:
+    """The last epoch of each variant's last stage, one row a variant and seed: the columns of its history."""
+    rows = []
+    for run in runs:
+        for variant in STUDIES[study]:
+            last = read_history(variant_run(run, variant), variant.stage).iloc[-1]
+            rows.append({"variant": variant.title, "seed": run.seed, **last.drop(["lr", "seconds"])})
+    return pd.DataFrame(rows).astype({"epoch": int})
+
+
+def study_file(run: Run, study: str, kind: str) -> Path:
+    """Where 'predictions' or 'training' of all seeds are: paper_figures/demo/emodb_masks_random_predictions.csv.xz."""
+    return home() / "paper_figures" / run.profile.name / f"{run.corpus}_{study}_{run.protocol}_{kind}.csv.xz"
+
+
+def write_study(runs: Sequence[Run], study: str) -> None:
+    """Write the two tables of a study that is finished on these runs: some seeds of one corpus and protocol."""
+    tables = {"predictions": study_predictions(runs, study), "training": study_training(runs, study)}
+    for kind, table in tables.items():
+        with atomic(study_file(runs[0], study, kind)) as partial:
+            table.to_csv(partial, index=False, float_format="%.4f", compression="xz")
+
+
+def read_study(run: Run, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two tables that ``write_study`` left, of all seeds, or those that the repository contains.
+
+    Raises:
+        SamsgError: neither exists for this profile, corpus and protocol.
+    """
+    own = [study_file(run, study, kind) for kind in ("predictions", "training")]
+    paths = own if own[0].is_file() else [REPOSITORY / path.relative_to(home()) for path in own]
+    if not paths[0].is_file():
+        command = f"samsg reproduce --study {study} --profile {run.profile.name} --protocol {run.protocol}"
+        raise SamsgError(f"There is no {own[0]}; '{command}' trains this study.")
+    return read_table(paths[0]), read_table(paths[1])
+
+
+def compare(predictions: pd.DataFrame, protocol: str, reference: str = SAMSG.title) -> pd.DataFrame:
+    """Every variant with its intervals, and its difference from the reference on the same clips.
 
     Intervals resample what the protocol holds out; Holm's method corrects McNemar's p-values for the whole table.
 
     Returns one row a variant: n, accuracy, macro_f1 and difference, each with _low and _high; p, p_holm, only_variant
-    and only_reference (clips that only the variant, or only SAMSG, gets right).
+    and only_reference (clips that only the variant, or only the reference, gets right).
     """
     classes, unit = emotions_of(predictions), unit_of(protocol)
-    base, rows = predictions[predictions["variant"] == SAMSG.title], {}
+    base, rows = predictions[predictions["variant"] == reference], {}
     for title, table in predictions.groupby("variant", sort=False):
         summary = summarise(table, classes, unit)
         estimates: dict[str, Estimate | Difference] = {"accuracy": summary.accuracy, "macro_f1": summary.macro_f1}
         row: dict[str, float] = {"n": summary.n}
-        if title != SAMSG.title:
+        if title != reference:
             difference = estimates["difference"] = paired_difference(table, base, unit)
             row |= {"p": difference.p, "only_variant": difference.only_first, "only_reference": difference.only_second}
         for name, (value, low, high, *_) in estimates.items():
@@ -120,9 +174,9 @@ def compare(predictions: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p"]))
 
 
-def printable(table: pd.DataFrame) -> pd.DataFrame:
+def printable(table: pd.DataFrame, reference: str = SAMSG.title) -> pd.DataFrame:
     """``compare`` as text: percentages with intervals, one row a variant."""
-    headings = {"accuracy": "Accuracy (%)", "macro_f1": "Macro F1 (%)", "difference": "Difference from SAMSG"}
+    headings = {"accuracy": "Accuracy (%)", "macro_f1": "Macro F1 (%)", "difference": f"Difference from {reference}"}
     columns = {}
     for name, heading in headings.items():
         form = "+.1f" if name == "difference" else ".1f"
@@ -131,3 +185,41 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     columns["p (Holm)"] = ["-" if np.isnan(p) else f"{p:.3f}" for p in table["p_holm"]]
     columns["Test clips"] = table["n"].astype(int).astype(str).tolist()
     return pd.DataFrame(columns, index=table.index)
+
+
+def findings(predictions: Mapping[tuple[str, str], pd.DataFrame], study: str = "claim") -> pd.DataFrame:
+    """Every comparison that the claim rests on, in all studies at once: Holm's method corrects them together.
+
+    Each variant of stage iii is compared with DeiT for as many epochs, and those that mask a fifth of the speech with
+    random masks of the same area. A difference needs an interval without 0 and a corrected p below .05.
+
+    Args:
+        predictions: (title of a study, its protocol) -> test predictions, as ``read_study`` gives them.
+        study: a key of ``STUDIES`` that contains DeiT for as many epochs.
+    """
+    last, rows = [variant for variant in STUDIES[study] if variant.stage == "probe"], []
+    pairs = [(variant.title, LONG.title) for variant in last]
+    pairs += [(variant.title, CLAIM[0].title) for variant in last if variant in CLAIM[2:]]
+    for (title, protocol), table in predictions.items():
+        methods = dict(iter(table.groupby("variant")))
+        for method, base in pairs:
+            difference = paired_difference(methods[method], methods[base], unit_of(protocol))
+            rows.append({"study": f"{title}, {protocol}", "method": method, "against": base, **difference._asdict()})
+    family = pd.DataFrame(rows)
+    family["p_holm"] = holm(family["p"])
+    different = (family["low"] > 0) | (family["high"] < 0)
+    excluded = [f"no difference found; a gain above {100 * high:.1f} points is excluded" for high in family["high"]]
+    family["finding"] = np.where(different & (family["p_holm"] < 0.05), "difference", excluded)
+    return family
+
+
+def subtract(first: pd.DataFrame, second: pd.DataFrame, name: str = "accuracy") -> pd.DataFrame:
+    """A column of one ``compare`` minus that of another, of independent clips: difference, _low and _high.
+
+    The interval follows from the two intervals (Zou & Donner, Statistics in Medicine 27, 2008).
+    """
+    a, a_low, a_high = (first[f"{name}{end}"] for end in ("", "_low", "_high"))
+    b, b_low, b_high = (second[f"{name}{end}"] for end in ("", "_low", "_high"))
+    low = a - b - np.sqrt((a - a_low) ** 2 + (b_high - b) ** 2)
+    high = a - b + np.sqrt((a_high - a) ** 2 + (b - b_low) ** 2)
+    return pd.DataFrame({"difference": a - b, "difference_low": low, "difference_high": high})

@@ -68,8 +68,8 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = sys.argv[1]
         for path in sys.argv[2:]:
             stem = path.rpartition("/")[2].removesuffix(".ipynb")
-            profile = "shortcuts_smoke.yaml" if stem.startswith("10") else "smoke"
-            profile = f"{folder}/{profile}" if profile.endswith("yaml") else profile
+            # 08 and 09 show the predictions in the repository; 10 trains on a corpus of its own.
+            profile = {"08": "", "09": "", "10": f"{folder}/shortcuts_smoke.yaml"}.get(stem[:2], "smoke")
             target = f"{folder}/{stem}.ipynb"
             papermill.execute_notebook(path, target, {"profile": profile}, cwd=folder, progress_bar=False)
     """

@@ -114,6 +114,14 @@ def test_a_stage_of_other_settings_is_refused_with_the_difference(home: Path) ->
     assert run.is_finished("baseline")
 
 
+def test_another_edition_of_the_embedded_weights_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run("smoke", "emodb")
+    run.make("baseline", lambda folder: None)
+    monkeypatch.setattr(stages, "EMBEDDED", Path(__file__))
+    with pytest.raises(SamsgError, match=r"embedded was '[0-9a-f]+' and is now"):
+        run.require("baseline")
+
+
 # What a stage depends on
 
 

@@ -15,7 +15,7 @@ import samsg
 from samsg import studies
 from samsg.masking import covered
 from samsg.metrics import holm, paired_difference, summarise
-from samsg.stages import MASKS, read_table
+from samsg.stages import MASKS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(studied: Path, monkeypatch: pytest.MonkeyPatch) -> samsg.Run:
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)
-def test_a_variant_changes_one_setting_and_has_a_name_of_its_own(study: str) -> None:
+def test_a_variant_changes_what_it_names_and_has_a_name_of_its_own(study: str) -> None:
     profile = samsg.load_profile("demo")
     groups = ("audio", "views", "model", "rollout", "mask", "training", "samsg", "probe")
     names = {}
@@ -48,7 +48,9 @@ def test_a_variant_changes_one_setting_and_has_a_name_of_its_own(study: str) -> 
             for name, value in getattr(changed, group).model_dump().items()
             if value != getattr(getattr(profile, group), name)
         ]
-        assert len(differing) == (1 if variant.changes else 0), variant.title
+        asked = [f"{group}.{name}" for group, each in variant.changes.items() for name in each]
+        assert sorted(differing) == sorted(asked), variant.title
+        assert study == "claim" or len(asked) <= 1, variant.title  # 'claim' also equals the areas of the masks
         assert names.setdefault(changed.name, changed) == changed, variant.title
     titles = [variant.title for variant in studies.STUDIES[study]]
     assert len(titles) == len(set(titles)) and studies.SAMSG in studies.STUDIES[study]
@@ -58,7 +60,7 @@ def test_what_variants_share_is_made_once(studied: Path, run: samsg.Run) -> None
     made = Counter(path.parent.name for path in (studied / "runs").rglob("settings.json"))
     # SAMSG, random masks and no masks; DeiT is their stage i, and DeiT for as many epochs a stage ii.
     assert made == {"spectrograms": 1, "baseline": 1, "rollout": 1, "masks": 3, "samsg": 3, "probe": 3}
-    long, without = (studies.variant_run(run, studies.LONG), studies.variant_run(run, studies.CONTROLS[3]))
+    long, without = (studies.variant_run(run, studies.LONG), studies.variant_run(run, studies.NO_MASKS))
     assert long.stage_folder("samsg") == without.stage_folder("samsg") != run.stage_folder("samsg")
 
 
@@ -78,7 +80,7 @@ def test_control_masks_cover_the_area_of_the_important_patches_view_by_view(run:
             assert missing.min() >= 0 and missing.max() < 16 * 16 and not np.array_equal(others, masks), variant.title
 
 
-def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run, tmp_path: Path) -> None:
+def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run) -> None:
     predictions = studies.study_predictions([run], "masks")
     table = studies.compare(predictions, "random")
     assert table.index.tolist() == [studies.SVM, *(variant.title for variant in studies.STUDIES["masks"])]
@@ -90,8 +92,19 @@ def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run, tmp_pa
     text = studies.printable(table)
     assert text.loc["SAMSG", ["Difference from SAMSG", "p (Holm)"]].tolist() == ["-", "-"]
     assert "nan" not in text.to_csv()
-    predictions.to_csv(tmp_path / "kept.csv", index=False)
-    pd.testing.assert_frame_equal(studies.compare(read_table(tmp_path / "kept.csv"), "random"), table)
+    studies.write_study([run], "masks")
+    kept, training = studies.read_study(run, "masks")
+    pd.testing.assert_frame_equal(studies.compare(kept, "random"), table)
+    history = samsg.stages.read_history(run, "probe")
+    assert training.set_index("variant").loc["SAMSG", "train_accuracy"] == pytest.approx(
+        history["train_accuracy"].iloc[-1],
+        abs=1e-4,  # four digits
+    )
+    bytes_before = studies.study_file(run, "masks", "predictions").read_bytes()
+    studies.write_study([run], "masks")
+    assert studies.study_file(run, "masks", "predictions").read_bytes() == bytes_before
+    with pytest.raises(samsg.SamsgError, match="samsg reproduce --study claim --profile tones --protocol random"):
+        studies.read_study(run, "claim")
 
 
 @pytest.fixture
@@ -132,3 +145,32 @@ def test_p_values_are_corrected_for_every_comparison_of_the_table(predictions: p
     assert table.loc["DeiT", "p_holm"] == pytest.approx(2 * table.loc["DeiT", "p"])  # Holm: the smallest of two
     assert table.loc["B", "p_holm"] == table.loc["B", "p"]
     pd.testing.assert_series_equal(table["p_holm"], holm(table["p"]), check_names=False)
+
+
+def test_findings_compare_with_deit_and_with_random_masks_and_correct_all_studies_together() -> None:
+    clips = pd.DataFrame({"clip": [f"c{number:02}" for number in range(60)], "seed": 0, "emotion": "x"})
+    clips["speaker"] = [f"s{number % 6}" for number in range(60)]
+    first = studies.STUDIES["claim"]
+    tables = []
+    for variant in first:  # the gradient map alone is right on all clips, the others on every third
+        right = (np.arange(60) % 3 == 0) | (variant.title == "SAMSG, gradient map")
+        tables.append(clips.assign(variant=variant.title, predicted=np.where(right, "x", "z")))
+    table = pd.concat(tables, ignore_index=True)
+    found = studies.findings({("one", "speaker"): table, ("two", "random"): table})
+    last = [variant.title for variant in first if variant.stage == "probe"]
+    assert len(found) == 2 * (len(last) + 2) and set(found["against"]) == {studies.LONG.title, "SAMSG, random masks"}
+    is_different = found["finding"] == "difference"
+    assert (is_different == (found["method"] == "SAMSG, gradient map")).all()
+    np.testing.assert_allclose(found.loc[is_different, "value"], 2 / 3)
+    # Holm: the least of 14 p-values counts 14 times; four share it, and all four are at least that large.
+    assert found.loc[is_different, "p_holm"].min() == pytest.approx(14 * 2 * 0.5**40)
+    same = found[~is_different]
+    assert same["finding"].str.fullmatch(r"no difference found; a gain above \d+\.\d points is excluded").all()
+
+
+def test_the_difference_of_independent_estimates_has_the_interval_of_zou_and_donner() -> None:
+    names = ["accuracy", "accuracy_low", "accuracy_high"]
+    first, second = pd.DataFrame([[0.7, 0.6, 0.8]], columns=names), pd.DataFrame([[0.5, 0.47, 0.54]], columns=names)
+    value, low, high = studies.subtract(first, second).to_numpy()[0]
+    assert value == pytest.approx(0.2)
+    assert low == pytest.approx(0.2 - np.hypot(0.1, 0.04)) and high == pytest.approx(0.2 + np.hypot(0.1, 0.03))

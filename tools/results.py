@@ -1,0 +1,98 @@
+"""Write the tables of docs/results.md again, from the predictions in paper_figures/: python tools/results.py
+
+A test compares the file with what this prints, so that no number in it can be stale.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from samsg import studies
+from samsg.settings import SamsgError
+from samsg.stages import open_run
+
+FILE = Path(__file__).parents[1] / "docs" / "results.md"
+BLOCK = re.compile(r"<!-- (claim|findings|gap)(?: (\S+))? -->\n.*?<!-- end -->", re.DOTALL)
+PROTOCOLS = ("speaker", "sentence", "random")
+PROFILES = {"emodb_2s": "emodb", "emodb_whole": "emodb", "ravdess": "ravdess"}
+
+
+def read_all() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame]]:
+    """(profile, protocol) -> predictions and training scores of every study that was run."""
+    found = {}
+    for profile, corpus in PROFILES.items():
+        for protocol in PROTOCOLS:
+            try:
+                found[profile, protocol] = studies.read_study(open_run(profile, corpus, protocol), "claim")
+            except SamsgError:  # not run
+                continue
+    return found
+
+
+def interval(values: np.ndarray) -> str:
+    """'+1.2 [-3.4, +5.6]', in points."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * values))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(disable_numparse=True) + "\n"
+
+
+def claim(predictions: pd.DataFrame, training: pd.DataFrame, protocol: str) -> str:
+    """All methods of one study: train and test accuracy, macro F1, difference from DeiT for as many epochs."""
+    table = studies.compare(predictions, protocol, studies.LONG.title)
+    shown = studies.printable(table, studies.LONG.title).drop(columns="Test clips")
+    train = training.groupby("variant")["train_accuracy"].mean().reindex(table.index)
+    shown.insert(0, "Train (%)", ["-" if np.isnan(value) else f"{100 * value:.1f}" for value in train])
+    return markdown(
+        shown.rename(columns=lambda name: name.replace("Difference from DeiT, as many epochs", "Difference"))
+    )
+
+
+def findings(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Every comparison, corrected together."""
+    family = studies.findings(predictions)
+    family["points"] = [interval(row) for row in family[["value", "low", "high"]].to_numpy()]
+    family["p (Holm)"] = family["p_holm"].map("{:.3f}".format)
+    return markdown(family.set_index("study")[["method", "against", "points", "p (Holm)", "finding"]])
+
+
+def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Random minus held-out accuracy of every method, and its difference from the gap of DeiT for as many epochs."""
+    compared = {key: studies.compare(table, key[1], studies.LONG.title) for key, table in predictions.items()}
+    columns = {}
+    for (profile, protocol), table in compared.items():
+        if protocol != "random" and (profile, "random") in compared:
+            random = compared[profile, "random"]
+            for name, heading in (("accuracy", "gap"), ("difference", "minus gap of DeiT, as many epochs")):
+                values = studies.subtract(random, table, name).to_numpy()
+                cells = ["-" if np.isnan(row).any() else interval(row) for row in values]
+                columns[f"{profile}, {protocol}: {heading}"] = pd.Series(cells, table.index)
+    return markdown(pd.DataFrame(columns).rename_axis("Method"))
+
+
+def render(text: str) -> str:
+    """The document with every block drawn again."""
+    found = read_all()
+    predictions = {key: tested for key, (tested, _) in found.items()}
+
+    def block(match: re.Match[str]) -> str:
+        kind, study = match.groups()
+        if kind == "claim":
+            profile, protocol = study.split("/")
+            content = claim(*found[profile, protocol], protocol)
+        elif kind == "findings":
+            content = findings({key: each for key, each in predictions.items() if key[1] != "random"})
+        else:
+            content = gap(predictions)
+        return f"<!-- {kind}{f' {study}' if study else ''} -->\n{content}<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+if __name__ == "__main__":
+    FILE.write_text(render(FILE.read_text(encoding="utf-8")), encoding="utf-8")
