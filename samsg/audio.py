@@ -59,15 +59,20 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
-    announced = re.search(r"^data : (\d+) \(should be (\d+)\)", details, re.M)
+    announced = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", details, re.M)
     if announced and int(announced[2]) < int(announced[1]) < 2**31 - 1:  # more: written to a pipe, length unknown
         raise SamsgError(f"{path} is truncated: {announced[2]} of {announced[1]} bytes of sound; fetch it again.")
     if not len(samples) or not np.abs(samples).max() < 1e12:  # the power of more would overflow
         raise SamsgError(f"{path} holds no samples, or samples that are NaN, infinite or too large.")
-    shared = math.gcd(rate, sample_rate)
+    return change_rate(torch.from_numpy(samples), rate, sample_rate)
+
+
+def change_rate(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Resample from one rate to another, Hz: (S,) -> (S',), float32."""
+    shared = math.gcd(rate, new_rate)
     if rate // shared > 1000:  # torchaudio's filters for such a ratio would fill the memory
-        return torch.from_numpy(resample_poly(samples, sample_rate // shared, rate // shared).astype(np.float32))
-    return resample(torch.from_numpy(samples), rate, sample_rate)
+        return torch.from_numpy(resample_poly(waveform, new_rate // shared, rate // shared).astype(np.float32))
+    return resample(waveform, rate, new_rate)
 
 
 def why_unusable(waveform: Tensor, sample_rate: int) -> str:
@@ -112,14 +117,12 @@ class LogMel(nn.Module):
     """Log-mel spectrograms, scaled clip by clip: (B, 64000) -> (B, 1, 128, 1001), float32.
 
     Centred frames, Hamming window, power spectrum (Eq. 1), HTK mel scale (Eq. 2), no area normalisation, decibels.
-    'minmax' maps the quietest cell of a clip to 0 (black) and the loudest to 1: offset = minimum, divisor = maximum -
-    minimum, in dB. 'standardize' gives mean 0 and standard deviation 0.5, as AST does: offset = mean, divisor = twice
-    the deviation. Digital silence becomes 0 throughout.
+    The quietest cell of a clip becomes 0 (black) and the loudest 1. Digital silence becomes 0 throughout.
     """
 
     def __init__(self, audio: AudioSettings = AudioSettings()) -> None:
         super().__init__()
-        self.scaling, self.floor = audio.scaling, audio.floor
+        self.floor = audio.floor
         self.mel = MelSpectrogram(
             sample_rate=audio.sample_rate,
             n_fft=audio.n_fft,
@@ -137,11 +140,9 @@ class LogMel(nn.Module):
         return 10 * self.mel(waveforms).clamp(min=self.floor).log10()
 
     def limits(self, decibels: Tensor) -> tuple[Tensor, Tensor]:
-        """Offset and divisor of each clip's scaling, in dB: (B, 128, 1001) -> (B, 1, 1) twice."""
-        if self.scaling == "minmax":
-            offset = decibels.amin((1, 2), keepdim=True)
-            return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
-        return decibels.mean((1, 2), keepdim=True), (2 * decibels.std((1, 2), keepdim=True)).clamp(min=1e-6)
+        """Each clip's least decibel and its range, in dB: (B, 128, 1001) -> (B, 1, 1) twice."""
+        offset = decibels.amin((1, 2), keepdim=True)
+        return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Scaled log-mel spectrograms: (B, 64000) -> (B, 1, 128, 1001)."""

@@ -7,6 +7,7 @@ a model card.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cached_property
@@ -16,53 +17,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, constants, get_session
+from huggingface_hub.errors import LocalEntryNotFoundError
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from samsg import figures, stages
-from samsg.audio import LogMel, make_view, read_sound
+from samsg.audio import LogMel, change_rate, make_view, read_sound
 from samsg.corpora import emotions_of
-from samsg.metrics import summarise, unit_of
+from samsg.metrics import estimate_text, summarise, unit_of
 from samsg.model import build_model
 from samsg.rollout import attention_rollout
 from samsg.settings import AudioSettings, ModelSettings, RolloutSettings, SamsgError, load_profile
 from samsg.stages import Run, find_run, finished_runs, load_model, open_run, read_clips, read_predictions
-from samsg.tables import estimate_text
 from samsg.training import EVALUATION_BATCH, Objective, evaluate, make_fabric
 
-Sound = str | Path | np.ndarray | Tensor  # a file, or mono samples in [-1, 1] at the model's own rate, (S,)
-LONGEST = 4 * 3600.0  # s of a recording
+Sound = str | Path | np.ndarray | Tensor  # a file, or mono samples in [-1, 1], (S,)
+SHORTEST, LONGEST = 0.25, 4 * 3600.0  # s of a recording: a syllable, and four hours
 SHOWN = 12  # windows in one picture
-CARD = """---
-{{ card_data }}
----
-
-# Speech emotion recognition by SAMSG
-
-Names the emotion of a recording, for {{ about.windows }}. {{ about.worth }}
-
-    samsg predict clip.wav --model THIS_FOLDER
-
-A distilled DeiT, trained by the three stages of SAMSG (Kim & Lee, *Self-Attention-Based Masked Spectrogram Generation
-and Self-Supervised Learning Method for Improving Speech Emotion Recognition*): {{ about.training }}.
-
-It always names one of its classes, also for other emotions, other languages, music or noise. It was trained on acted
-speech of few speakers; under protocol 'random' test speakers also occur in training, so new speakers are recognised
-less well. The licence of the recordings is that of the corpus. Do not use it to judge people.
-"""
+CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
 
-class SamsgClassifier(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="samsg",
-    pipeline_tag="audio-classification",
-    tags=["speech-emotion-recognition"],
-    model_card_template=CARD,
-):
-    """A trained model, its classes in the order of the logits, the profile's groups audio, model and rollout, and, for
-    people, what it was trained on and what it reaches (``about["worth"]``)."""
+class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD):
+    """A trained model: its classes in the order of the logits, the profile's groups audio, model and rollout, and what
+    it was trained on and reaches, in words (``about["worth"]``)."""
 
     def __init__(self, emotions: list[str], settings: dict[str, Any], about: dict[str, Any]) -> None:
         super().__init__()
@@ -95,71 +73,111 @@ class SamsgClassifier(
         classifier.model = load_model(run, "probe")
         return classifier.eval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.emotions)}): {self.about['worth']}"
+
     @classmethod
     def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:  # type: ignore[override]
-        """Read a folder that ``save_pretrained`` wrote, or a model on the Hugging Face Hub ('owner/name').
-
-        Raises:
-            SamsgError: there is no such model, or it is not one of these.
-        """
+        """Read a folder that ``save_pretrained`` wrote, or a model on the Hugging Face Hub ('owner/name'); SamsgError
+        if there is none."""
+        options = {"local_files_only": not Path(place).is_dir() and not _hub_answers(), **options}
         try:
             with redirect_stdout(sys.stderr):  # where the hub's message does not mix with tables
                 classifier: SamsgClassifier = super().from_pretrained(place, strict=True, **options)
         except Exception as error:  # of the hub, of JSON, of safetensors, of a model that does not fit
-            message = f"No model could be read from '{place}': {' '.join(str(error).split())[:300]}"
-            raise SamsgError(
-                f"{message} Give a run (demo/savee), a folder of 'samsg export', or owner/name."
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            if isinstance(error, LocalEntryNotFoundError):
+                reason = "the Hugging Face Hub cannot be reached, and its cache here does not hold it."
+            advice = "Give a run of 'samsg runs', a folder of 'samsg export', or owner/name."
+            raise SamsgError(f"No model could be read from '{place}': {reason} {advice}") from error
         return classifier.eval()
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
         """The model card, with what the model was trained on and what it reaches."""
         return super().generate_model_card(*arguments, about=self.about, **options)
 
-    def _windows(self, sound: Sound) -> tuple[pd.DataFrame, Tensor]:
-        """Windows of 4 s, the last one ending with the recording: start and end (s), and the samples (W, 64000)."""
+    def _windows(self, sound: Sound, sample_rate: int | None = None) -> tuple[Tensor, pd.DataFrame, Tensor]:
+        """The recording at the model's rate, (S,), and its windows of 4 s, the last one ending with it: start and end
+        (s), and samples (W, 64000)."""
         length, rate = self.audio.n_samples, self.audio.sample_rate
-        waveform = read_sound(sound, rate, LONGEST) if isinstance(sound, str | Path) else torch.as_tensor(sound)
-        if waveform.ndim != 1 or not len(waveform) or not waveform.is_floating_point() or not waveform.isfinite().all():
-            found = f"{waveform.dtype} of the shape {tuple(waveform.shape)}"
-            raise SamsgError(f"Samples are finite floating-point numbers in [-1, 1] of the shape (S,), found {found}.")
+        name = sound if isinstance(sound, str | Path) else "The recording"
+        if isinstance(sound, str | Path):
+            waveform = read_sound(sound, rate, LONGEST)
+        else:
+            waveform = torch.as_tensor(sound)
+            if waveform.ndim != 1 or not waveform.is_floating_point() or not waveform.isfinite().all():
+                found = f"{waveform.dtype} of the shape {tuple(waveform.shape)}"
+                raise SamsgError(f"Samples are finite floating-point numbers in [-1, 1], (S,); found {found}.")
+            waveform = change_rate(waveform.float(), sample_rate or rate, rate)
+        if len(waveform) < SHORTEST * rate:
+            raise SamsgError(f"{name} lasts {len(waveform) / rate:.2f} s; an emotion needs at least {SHORTEST} s.")
         last = max(0, len(waveform) - length)
         starts = np.append(np.arange(0, last, length), last)
-        padded = nn.functional.pad(waveform.float(), (0, max(0, length - len(waveform))))
-        table = pd.DataFrame({"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate})
-        return table, torch.stack([padded[start : start + length] for start in starts])
+        padded = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+        times = {"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate}
+        table = pd.DataFrame(times, pd.RangeIndex(1, len(starts) + 1, name="window"))
+        return waveform, table, torch.stack([padded[start : start + length] for start in starts])
 
     @torch.no_grad()
-    def predict(self, sound: Sound) -> pd.DataFrame:
-        """The emotion of every window of a recording of at most 4 hours; one shorter than a window is padded.
+    def predict(self, sound: Sound | Sequence[Sound], sample_rate: int | None = None) -> pd.DataFrame:
+        """The emotions of a recording of 0.25 s to 4 hours, window by window; one shorter than a window is padded.
+
+        Args:
+            sound: a file, samples (S,), or a list of them.
+            sample_rate: of samples, Hz; by default that of the model. A file states its own.
 
         Returns:
-            One row a window: start and end (s), emotion, probability, and p_<emotion> for each class. Digital silence
-            has no emotion: '' and nan.
+            start and end (s), emotion, probability, and p_<emotion> for each class. The index, 'window', counts from 1;
+            its last row, 'recording', has the mean probabilities, each window weighted by the time that it adds.
+            Digital silence has no emotion, '' and nan, and no weight. For a list, an index 'sound' comes first: the
+            path, or the place in the list.
 
         Raises:
             SamsgError: the file cannot be read as sound, or the samples are not finite numbers of the shape (S,).
         """
-        table, windows = self._windows(sound)
+        if isinstance(sound, Sequence) and not isinstance(sound, str):
+            names = [str(each) if isinstance(each, str | Path) else place for place, each in enumerate(sound)]
+            return pd.concat([self.predict(each, sample_rate) for each in sound], keys=names, names=["sound"])
+        _, table, windows = self._windows(sound, sample_rate)
         logits = torch.cat([self.model(self.log_mel(batch)) for batch in windows.split(EVALUATION_BATCH)])  # (W, C)
-        silent = (windows == windows[:, :1]).all(1)
-        probabilities = logits.softmax(1).masked_fill(silent[:, None], torch.nan)
-        emotions = np.where(silent, "", np.array(self.emotions)[logits.argmax(1)])
-        table = table.assign(emotion=emotions, probability=probabilities.amax(1).numpy())
-        return table.join(pd.DataFrame(probabilities.numpy(), columns=[f"p_{name}" for name in self.emotions]))
+        spoken = (windows != windows[:, :1]).any(1)  # (W,)
+        seconds = torch.from_numpy(np.diff(table["end"], prepend=0)).float()[spoken]
+        mean = seconds @ logits.softmax(1)[spoken] / seconds.sum()  # (C,)
+        probabilities = torch.vstack([logits.softmax(1).masked_fill(~spoken[:, None], torch.nan), mean])
+        table.loc["recording"] = 0.0, table["end"].max()
+        names = np.array(self.emotions)[probabilities.nan_to_num().argmax(1)]
+        table["emotion"] = np.where(probabilities[:, 0].isnan(), "", names)
+        table["probability"] = probabilities.amax(1).numpy()
+        table[[f"p_{name}" for name in self.emotions]] = probabilities.numpy()
+        return table
 
-    def picture(self, sound: Sound, title: str = "") -> Figure:
-        """Spectrogram and attention rollout of the first 12 windows. Errors as ``predict``."""
-        table, spectrograms = self.predict(sound)[:SHOWN], self.log_mel(self._windows(sound)[1][:SHOWN])
-        heat = attention_rollout(self.model, spectrograms, **self.rollout.model_dump())  # (W, 12, 99)
-        figure, axes = figures.panels(len(table), 1, (figures.WIDTH, 1.8 * len(table) + 0.3))
-        figure.suptitle(title)
-        for ax, window, cells, rollout in zip(axes.flat, table.itertuples(), spectrograms, heat, strict=True):
-            answer = f"{window.emotion} {window.probability:.0%}" if window.emotion else "silence"
-            style = {"title": f"{window.start:.1f} s: {answer}", "end": window.end - window.start}
-            grid = {"patch": self.model.patch, "stride": self.model.stride}
-            figures.overlay(ax, cells[0].numpy(), rollout.numpy(), self.audio, **grid, **style)
-        return figure
+    def picture(self, sound: Sound, title: str = "", sample_rate: int | None = None) -> Figure:
+        """Waveform, probabilities and attention over time, of the first 12 windows. Errors as ``predict``."""
+        waveform = self._windows(sound, sample_rate)[0]
+        shown = waveform[: SHOWN * self.audio.n_samples]
+        table, spectrograms = self.predict(shown).drop("recording"), self.log_mel(self._windows(shown)[2])
+        maps = attention_rollout(self.model, spectrograms, **self.rollout.model_dump())  # (W, 12, 99)
+        decibels, frames = self.log_mel.decibels(shown[None])[0].numpy(), self.audio.sample_rate / self.audio.hop
+        heat, stride = np.full(decibels.shape, np.nan), self.model.stride  # (128, T)
+        inset = (self.model.patch - stride) // 2  # each patch is shown by the cells around its centre
+        for window, values in zip(table.itertuples(), maps.numpy(), strict=True):
+            first = round(window.start * frames)
+            heat[:, first:] = np.nan  # what two windows share is shown with the later one
+            place = heat[inset : inset + stride * len(values), first + inset :]
+            cells = np.kron(values, np.ones((stride, stride)))[:, : place.shape[1]]  # without the padding
+            place[:, : cells.shape[1]] = cells / cells.max() if window.emotion else np.nan
+        if len(shown) < len(waveform):
+            title += f" (the first {table['end'].max():g} of {len(waveform) / self.audio.sample_rate:.1f} s)"
+        return figures.timeline(title, shown.numpy(), table, decibels, heat, self.audio)
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: huggingface_hub repeats a failed request for 23 s."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=2)
+    except Exception:  # no network, no answer in time, HF_HUB_OFFLINE
+        return False
+    return True
 
 
 def open_classifier(name: str = "") -> SamsgClassifier:

@@ -1,4 +1,8 @@
-"""The command ``samsg``: get the corpora, run the notebooks in a batch, and use the models that they leave."""
+"""Reproduce SAMSG, and use the models that it trains.
+
+Without data: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg predict clip.wav'. With the paper's corpora:
+'samsg data fetch', then 'samsg reproduce --profile paper'. Step by step in notebooks: make lab.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,18 @@ from typing import Annotated, Any
 import typer
 
 from samsg.settings import SamsgError, home, in_repository, load_profile, nearest
-from samsg.storage import explain_failed_writes
+from samsg.storage import complete_folder, explain_failed_writes
 
 STUDY_NOTEBOOKS = {
+    "claim": "08_controls_and_ablations",
     "controls": "08_controls_and_ablations",
     "sensitivity": "08_controls_and_ablations",
-    "generalisation": "09_generalisation",
     "shortcuts": "10_shortcuts",
+    "faithfulness": "11_faithfulness",
 }
 
-
-HELP = """Reproduce SAMSG, and use the models that it trains.
-
-Without data: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg predict clip.wav'. With the paper's corpora:
-'samsg data fetch', then 'samsg reproduce --profile paper'. Step by step in notebooks: make lab.
-"""
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Get the corpora and check them.")
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Get the corpora, check them, add your own.")
 app.add_typer(data, name="data", rich_help_panel="Prepare")
 Names = Annotated[str, typer.Option(help="several with commas")]
 
@@ -56,19 +55,29 @@ def fetch(
 
 @data.command()
 def check(
-    corpus: Annotated[str, typer.Argument(help="savee, emodb, crema_d, ravdess, your own CSV, or 'folders'")],
+    corpus: Annotated[str, typer.Argument(help="savee, emodb, crema_d, ravdess, or your own CSV")],
     folder: Annotated[Path | None, typer.Option(help="the folder of the sounds; data/<corpus> by default")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="every file, for programs")] = False,
 ) -> None:
-    """Compare a corpus with its official list, and decode every file.
+    """Decode every file of a corpus, count classes and speakers, and compare it with its official list.
 
     Exit code 0: complete (and official, if there is a list); 1: usable, with differences; 2: not usable.
     """
     from samsg.corpora import check_corpus
 
     report = check_corpus(corpus, folder)
-    print(report.json() if as_json else report.text())
+    print(report.text())
     raise typer.Exit(report.exit_code)
+
+
+@data.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="the recordings; classes are guessed from folders or file names")],
+    name: Annotated[str, typer.Option(help="of the corpus and its profile; the folder's by default")] = "",
+) -> None:
+    """Write a CSV and a profile for a folder of your own recordings."""
+    from samsg.newcorpus import new_corpus
+
+    print(new_corpus(folder, name))
 
 
 @app.command(rich_help_panel="Prepare")
@@ -124,8 +133,9 @@ def reproduce(
         raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, started)]))
     for name in chosen.protocols:
         results = tables.collect(chosen, name, names)
-        frame = tables.results_table(1, results, paper=bool(set(chosen.corpora) & set(tables.PAPER_CORPORA)))
-        print(f"\n{tables.to_markdown(frame, tables.caption(1, results))}")
+        paper = bool(set(chosen.corpora) & set(tables.PAPER_CORPORA))
+        frame = tables.results_table(1, results, paper)
+        print(f"\n{tables.to_markdown(frame, tables.caption(1, results, paper))}")
         print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / chosen.name}")
 
 
@@ -154,11 +164,10 @@ def _failures(runs: Path, started: float) -> list[str]:
     """The error of each notebook that failed since ``started``; without one, the end of Snakemake's log."""
     messages = []
     for path in sorted(runs.rglob("notebooks/*.failed.ipynb")):
-        if path.stat().st_mtime < started or not path.stat().st_size:  # Snakemake creates it empty
-            continue
-        outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
-        errors = [output for output in outputs if output["output_type"] == "error"]
-        messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
+        if path.stat().st_mtime >= started and path.stat().st_size:  # Snakemake creates it empty
+            outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+            errors = [output for output in outputs if output["output_type"] == "error"]
+            messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
     log = runs / "snakemake.log"
     return messages or [f"{log}:\n{log.read_text(errors='replace')[-1000:]}"]
 
@@ -181,11 +190,35 @@ def _run_study(study: str, parameters: dict[str, Any], runs: Path) -> None:
 
 
 @app.command(rich_help_panel="Use the results")
+def runs() -> None:
+    """List the finished runs and their test accuracies; 'predict', 'export' and 'verify' take their names."""
+    import pandas as pd
+
+    from samsg.stages import PREDICTIONS, find_run, read_table
+
+    rows = []
+    for record in sorted((home() / "runs").glob("*/*/*/seed*/probe/record.json")):
+        row = {"profile/corpus/protocol/seed": record.parents[1].relative_to(home() / "runs").as_posix()}
+        try:
+            if run := find_run(record.parents[1]):
+                for method, stage in {"DeiT (%)": "baseline", "SAMSG (%)": "probe"}.items():
+                    tested = read_table(run.stage_folder(stage) / PREDICTIONS).query("part == 'test'")
+                    row[method] = f"{100 * (tested['emotion'] == tested['predicted']).mean():.1f}"
+                finished = json.loads(record.read_text())["finished"][:10]
+                rows.append({**row, "test clips": len(tested), "finished": finished})
+        except SamsgError as error:  # of another version
+            print(f"samsg: {error}", file=sys.stderr)
+    if not rows:
+        raise SamsgError(f"There is no finished run in {home() / 'runs'}; 'samsg reproduce' makes three.")
+    print(pd.DataFrame(rows).to_string(index=False))
+
+
+@app.command(rich_help_panel="Use the results")
 def predict(
     sounds: Annotated[list[Path], typer.Argument(help="sound files, and folders of them")],
     model: Annotated[str, typer.Option(help="a run (demo/savee), a folder, or owner/name on the Hub")] = "",
-    as_csv: Annotated[bool, typer.Option("--csv", help="a table, one row a window")] = False,
-    plot: Annotated[Path | None, typer.Option(help="a folder for pictures of where the model looks")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="a table, one row a window and one a recording")] = False,
+    plot: Annotated[Path | None, typer.Option(help="a folder for pictures: emotions and attention over time")] = None,
 ) -> None:
     """Name the emotion of recordings, for each window of 4 s. Exit code 1: some files could not be read."""
     from samsg.classifier import open_classifier
@@ -195,21 +228,24 @@ def predict(
     classifier, n_read = open_classifier(model), 0
     print(classifier.about["worth"], file=sys.stderr if as_csv else sys.stdout)
     files = [file for path in sounds for file in (map(path.joinpath, find_sounds(path)) if path.is_dir() else [path])]
-    for path in files:
+    if not files:
+        raise SamsgError(f"There is no sound file in {', '.join(map(str, sounds))}.")
+    unique = len({path.stem for path in files}) == len(files)
+    for number, path in enumerate(files, 1):
         try:
             windows = classifier.predict(path)
             if plot is not None:
-                with atomic(plot / f"{path.stem}.png") as partial:
+                with atomic(plot / f"{path.stem if unique else f'{number}_{path.stem}'}.png") as partial:
                     classifier.picture(path, path.name).savefig(partial, dpi=150, format="png")
         except SamsgError as error:
             print(f"samsg: {error}", file=sys.stderr)
             continue
         if as_csv:
-            windows.insert(0, "file", str(path))
-            print(windows.to_csv(index=False, float_format="%.4f", header=n_read == 0), end="", flush=True)
+            table = windows.reset_index().assign(file=str(path)).set_index("file")
+            print(table.to_csv(float_format="%.4f", header=n_read == 0), end="", flush=True)
         else:
-            shown = windows[["start", "end", "emotion", "probability"]].replace("", "silence")
-            print(f"{path}\n{shown.to_string(index=False, float_format='%.2f', na_rep='')}", flush=True)
+            table = windows[["start", "end", "emotion", "probability"]].replace("", "silence").rename_axis(None)
+            print(f"{path}\n{table.to_string(float_format='%.2f', na_rep='')}", flush=True)
         n_read += 1
     raise typer.Exit(int(n_read < len(files)))
 
@@ -218,15 +254,17 @@ def predict(
 def export(
     run: Annotated[str, typer.Argument(help="a finished run: demo/savee, or paper/emodb/speaker/seed3")],
     folder: Annotated[Path, typer.Argument(help="the target")],
+    force: Annotated[bool, typer.Option("--force", help="replace a model that was exported there")] = False,
 ) -> None:
     """Save a run's model as a folder that others can use: weights, settings, and a model card."""
     from samsg.classifier import open_classifier
 
-    if folder.exists():
-        raise SamsgError(f"{folder} already exists; name a new folder, or remove that one.")
-    classifier = open_classifier(run)
+    if folder.exists() and not (force and (folder / "config.json").is_file()):
+        raise SamsgError(f"{folder} already exists; name a new folder. --force replaces an exported model only.")
+    classifier, partial = open_classifier(run), folder.with_name(f"{folder.name}.partial")
     with explain_failed_writes(folder):
-        classifier.save_pretrained(folder)
+        classifier.save_pretrained(partial)
+        complete_folder(partial)
     print(f"{folder}: try 'samsg predict clip.wav --model {folder}'. {classifier.about['worth']}")
 
 

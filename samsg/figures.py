@@ -1,8 +1,7 @@
 """The pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
 
-Functions without an ``ax`` return a whole figure, those with one draw on it. 7.16 inches is the width of a two-column
-page; text has 7 or 8 points. A note, such as 'synthetic speech', stands above the panels. Spectrograms have the shape
-(128, T), the lowest band first.
+Functions without an ``ax`` return a whole figure, those with one draw on it. A note, such as 'synthetic speech', stands
+above the panels. Spectrograms have the shape (128, T), the lowest band first.
 """
 
 from __future__ import annotations
@@ -27,13 +26,18 @@ from samsg.settings import AudioSettings
 from samsg.storage import atomic
 
 Array = np.ndarray
-WIDTH = 7.16  # inches
-SMALL, MEDIUM = 7, 8  # points
+WIDTH, FONT_SIZE = 7.16, 8  # of a two-column page, inches; of all text, points
+# For names in other scripts; matplotlib takes each character from the first font that has it.
+SCRIPTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAexGothic", "Noto Sans Devanagari"]
+SCRIPTS += ["Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS"]
+FONTS = ["DejaVu Sans", *(name for name in SCRIPTS if name in mpl.font_manager.get_font_names())]
 BLUE, GREEN, RED = "#0072B2", "#009E73", "#D55E00"  # Okabe & Ito (2008): safe for colour-blind readers
 PARTS = {"train": (BLUE, "-"), "validation": (GREEN, ":"), "test": (RED, "--")}  # colour, line
 MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
 CELLS: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "none"}  # one cell, one rectangle
-LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL, "frameon": False}
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": FONT_SIZE, "frameon": False}
+# Of a map over a spectrogram: transparent, orange, yellow.
+HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#D55E0000", "#D55E00C0", "#FFF04DE0"])
 
 
 class DescribedFigure(Figure):
@@ -52,9 +56,9 @@ class DescribedFigure(Figure):
         return {"text/plain": self.description()}, {"image/png": {"alt": self.description()}}
 
     def draw(self, renderer: Any) -> None:
-        """Draw with text of at most 8 points."""
+        """Draw with text of one size, in fonts for many scripts."""
         for text in self.findobj(mpl.text.Text):
-            text.set_fontsize(min(text.get_fontsize(), MEDIUM))
+            text.set(fontsize=FONT_SIZE, fontfamily=FONTS)
         super().draw(renderer)
 
 
@@ -64,17 +68,16 @@ def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", *
     figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
     plt.close(figure)  # or Jupyter would show it twice
     for ax in axes.flat:
-        ax.tick_params(labelsize=SMALL, length=2, pad=2)
+        ax.tick_params(length=2, pad=2)
     if note:
-        text = textwrap.fill(note[0].upper() + note[1:], int(16 * size[0]))
-        figure.suptitle(text, fontsize=MEDIUM, style="italic", color=RED)
+        figure.suptitle(textwrap.fill(note[0].upper() + note[1:], int(16 * size[0])), style="italic", color=RED)
     return figure, axes
 
 
 def colour_bar(image: Any, axes: Any, label: str, **place: Any) -> None:
     """A labelled colour bar beside one or several axes; place is that of ``Figure.colorbar``."""
     bar = image.figure.colorbar(image, ax=axes, label=label, **{"pad": 0.02, "aspect": 15, **place})
-    bar.ax.tick_params(labelsize=SMALL, length=2)
+    bar.ax.tick_params(length=2)
 
 
 def curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Sequence[str] = tuple(PARTS)) -> None:
@@ -97,7 +100,7 @@ def learning(histories: Sequence[pd.DataFrame], title: str = "", note: str = "")
     for ax, measure in zip(axes[0], shown, strict=True):
         curves(ax, histories, measure)
         ax.set(xlabel="Epoch", ylabel=measures[measure])
-    axes[0, 0].set_title(title, fontsize=MEDIUM, loc="left")
+    axes[0, 0].set_title(title, loc="left")
     figure.legend(handles=axes[0, 0].get_lines(), ncols=3, **LEGEND)
     return figure
 
@@ -107,9 +110,7 @@ def confusion_matrices(
 ) -> Figure:
     """Figure 5: one confusion matrix a corpus, three in a row. Numbers are clips, colour is the share of the row.
 
-    Args:
-        predictions: title of a panel -> predictions of one part; those of several seeds are counted together.
-        classes: title -> its classes, in the order of rows and columns.
+    Both arguments have a panel's title as key: predictions of one part, and classes in the order of rows and columns.
     """
     columns = min(3, len(predictions))
     rows = -(-len(predictions) // columns)
@@ -119,7 +120,7 @@ def confusion_matrices(
         ax, letter = axes.flat[index], f"({string.ascii_lowercase[index]}) " if len(predictions) > 1 else ""
         counts = metrics.confusion_matrix(table["emotion"], table["predicted"], classes[title])
         share = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-        sns.heatmap(share, annot=counts, fmt="d", annot_kws={"fontsize": SMALL}, ax=ax, linecolor="0.85", **style)
+        sns.heatmap(share, annot=counts, fmt="d", ax=ax, linecolor="0.85", **style)
         ax.set(xlabel="Predicted emotion", ylabel="" if index % columns else "True emotion", title=letter + title)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
@@ -136,10 +137,8 @@ def comparison(
 ) -> Figure:
     """A dot and a 95 % interval for every method, one panel a table; methods and range are shared.
 
-    Args:
-        tables: title of a panel -> one row a method, columns <measure>, <measure>_low, <measure>_high, 0 to 1.
-        measure: 'accuracy' or 'difference'.
-        reference: where a dashed line stands, such as chance.
+    A table, named by its panel's title, has one row a method and the columns <measure>, <measure>_low and
+    <measure>_high, 0 to 1; measure is 'accuracy' or 'difference'. A dashed line stands at ``reference``.
     """
     methods = list(dict.fromkeys(method for table in tables.values() for method in table.index))
     figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * len(methods)), note, sharex="row", sharey="row")
@@ -157,22 +156,12 @@ def comparison(
 
 
 def spectrogram(
-    ax: Axes,
-    log_mel: Array,
-    audio: AudioSettings,
-    title: str = "",
-    end: float = np.inf,
-    bar: str = "",
-    cmap: str = "magma",
+    ax: Axes, log_mel: Array, audio: AudioSettings, title: str = "", end: float = np.inf, cmap: str = "magma"
 ) -> AxesImage:
-    """A log-mel spectrogram in seconds and Hz; masked cells of a masked array are black.
+    """A log-mel spectrogram (bands, frames) in seconds and Hz; masked cells of a masked array are black.
 
-    Args:
-        ax, log_mel: where to draw, and (bands, frames) on the HTK mel scale (Eq. 2) from 0 to half the sample rate.
-        audio, title: the front end's settings; the text above the picture.
-        end: where the recording ends, s; the padding behind it is grey.
-        bar: label of a colour bar; none if empty.
-        cmap: colours, from the least to the largest value, masked ones included; ``set_clim`` changes these limits.
+    Colours run from the recording's least to its largest value, masked cells included; ``set_clim`` changes that. The
+    recording ends at ``end`` (s); the padding behind it is grey.
     """
     cells = np.ma.asanyarray(log_mel)
     bands, frames = cells.shape
@@ -180,33 +169,73 @@ def spectrogram(
     # Frame j is centred at j * frame, band k at k.
     extent = (-0.5 * frame, (frames - 0.5) * frame, -0.5, bands - 0.5)
     image = ax.imshow(cells, mpl.colormaps[cmap].with_extremes(bad="black"), extent=extent, **CELLS)
-    image.set_clim(cells.data.min(), cells.data.max())
+    recorded = cells.data[:, : int(min(end / frame, frames - 1)) + 1]
+    image.set_clim(recorded.min(), recorded.max())
     ticks = [frequency for frequency in MEL_TICKS if frequency < audio.sample_rate / 2]
-    # Band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
+    # HTK mel scale (Eq. 2); band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
     mel = np.log10(1 + np.array([*ticks, audio.sample_rate / 2]) / 700)
     ax.set_yticks(mel[:-1] / mel[-1] * (bands + 1) - 1, [f"{f // 1000}k" if f >= 1000 else str(f) for f in ticks])
     ax.set(xlabel="Time (s)", ylabel="Frequency (Hz)", title=title)
-    if end < extent[1]:
-        ax.axvspan(end, extent[1], facecolor="0.9", alpha=0.65, linewidth=0, zorder=3)
-        ax.axvline(end, color="white", linewidth=1, linestyle="--", zorder=3)
-    if bar:
-        colour_bar(image, ax, bar)
+    mark_padding(ax, end, extent[1])
+    ax.autoscale(False)
     return image
+
+
+def mark_padding(ax: Axes, end: float, last: float) -> None:
+    """A line where the recording ends, and grey from there to ``last`` (s)."""
+    if end < last:
+        ax.axvspan(end, last, facecolor="0.85", linewidth=0, zorder=3)
+        ax.axvline(end, color="black", linewidth=1, linestyle="--", zorder=3)
 
 
 def overlay(
     ax: Axes, log_mel: Array, heat: Array, audio: AudioSettings, patch: int = 16, stride: int = 10, **options: Any
 ) -> AxesImage:
-    """A map of patches (12, 99), 0 to 1, over its spectrogram (128, 1001): the higher the more colour.
+    """A map of patches (12, 99), 0 to 1, over its spectrogram (128, 1001); options as ``spectrogram``.
 
-    Patches overlap; each is shown by the cells around its centre, one stride wide. Options as ``spectrogram``.
+    Patches overlap; each is shown by the cells around its centre, one stride wide.
     """
     spectrogram(ax, log_mel, audio, cmap="gray", **options)
-    ax.autoscale(False)
     frame, start = audio.hop / audio.sample_rate, (patch - stride) / 2 - 0.5  # s, cells
     top, right = (start + stride * count for count in heat.shape)
-    extent = (start * frame, right * frame, start, top)
-    return ax.imshow(heat, "inferno", alpha=0.85 * np.clip(heat, 0, 1), extent=extent, vmin=0, vmax=1, **CELLS)
+    return ax.imshow(heat, HEAT, extent=(start * frame, right * frame, start, top), vmin=0, vmax=1, **CELLS)
+
+
+def timeline(
+    title: str, waveform: Array, windows: pd.DataFrame, decibels: Array, heat: Array, audio: AudioSettings
+) -> Figure:
+    """Waveform (S,), predictions of its windows, and its map, 0 to 1, over its spectrogram in dB, both (bands, T).
+
+    At most four windows stand in a row. What two windows share is shown with the later one.
+    """
+    probabilities, end = 100 * windows.filter(like="p_").T, len(waveform) / audio.sample_rate  # (C, W), s
+    classes, edges, rows = len(probabilities), np.append(windows["start"], end), -(-len(windows) // 4)
+    span = max(audio.seconds, end if rows == 1 else -(-len(windows) // rows) * audio.seconds)  # s in a row
+    heights = [0.6, max(0.9, 0.16 * classes), 1.5]  # inches
+    size, ratios = (WIDTH, rows * (sum(heights) + 0.4) + 0.4), {"height_ratios": heights * rows}
+    figure, axes = panels(3 * rows, 1, size, gridspec_kw=ratios)
+    figure.suptitle(title)
+    for row, (top, middle, bottom) in enumerate(axes.reshape(rows, 3)):
+        top.plot(np.arange(len(waveform)) / audio.sample_rate, waveform, color=BLUE, linewidth=0.4)
+        top.set(ylabel="Amplitude", ylim=1.05 * max(np.abs(waveform).max(), 1e-3) * np.array([-1, 1]))
+        middle.pcolormesh(edges, range(classes + 1), probabilities, cmap="Blues", vmin=0, vmax=100)
+        for (emotion, window), value in np.ndenumerate(probabilities):
+            text = "silence" if np.isnan(value) and emotion == classes // 2 else f"{value:.0f}" if value >= 5 else ""
+            if edges[window + 1] - edges[window] > span / 30:  # where a number fits
+                style = {"ha": "center", "va": "center_baseline", "color": "white" if value > 60 else "black"}
+                middle.text(edges[window : window + 2].mean(), emotion + 0.5, text, clip_on=True, **style)
+        middle.set_yticks(np.arange(classes) + 0.5, [name[2:] for name in probabilities.index])
+        middle.set(ylabel="Probability (%)", ylim=(classes, 0))
+        spectrogram(bottom, decibels, audio, cmap="gray").set_clim(decibels.max() - 80, decibels.max())
+        image = bottom.imshow(heat, HEAT, extent=bottom.get_images()[0].get_extent(), vmin=0, vmax=1, **CELLS)
+        for ax in (top, middle, bottom):
+            mark_padding(ax, end, (row + 1) * span)
+            ax.vlines(edges[1:-1], *ax.get_ylim(), color="black", linewidth=0.6)
+            ax.set_xlim(row * span, (row + 1) * span)
+            ax.tick_params(labelbottom=ax is bottom)
+    place = {"shrink": 1 / rows, "anchor": (0, 1), "aspect": 25}
+    colour_bar(image, list(axes.flat), "Attention; 1: highest in its window", **place)
+    return figure
 
 
 def mask_outline(ax: Axes, masked: Array, audio: AudioSettings) -> None:

@@ -59,27 +59,16 @@ def control_patches(
     taken in the order of the strategy until the next one would cover more than the important patches, so the areas
     differ by less than one patch. Only patches of ``speech`` are taken.
 
-    Strategies: 'random' patches; those with the 'least' rollout; 'stripes' of neighbouring columns and then rows, half
-    of the area each, at random places, as SpecAugment masks (Park et al., Interspeech 2019); 'none'.
+    Strategies: 'random' patches; those with the 'least' rollout; 'none'.
     """
     if strategy == "none":
         return torch.zeros_like(important)
     area = covered(important, patch, stride)
-    if strategy in ("least", "random"):
-        values = -heat if strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
-        return _fill_area(values, speech, area, patch, stride)
-    rows, columns = heat.shape[1:]
-    top, left = (torch.randint(size, (len(heat), 1, 1), generator=generator) for size in (rows, columns))
-    row, column = torch.arange(rows)[:, None], torch.arange(columns)
-    # The place of each patch in a stripe that grows to the right, or upwards, and goes on at the other end.
-    in_time = (column - left) % columns * rows + row  # (B, 12, 99)
-    in_frequency = (row - top) % rows * columns + column  # (B, 12, 99)
-    upright = _fill_area(-in_time.float().to(heat), speech, area // 2, patch, stride)
-    order = in_frequency.float().to(heat).masked_fill(upright, -1.0)  # what is masked already comes first
-    return _fill_area(-order, speech, area, patch, stride)
+    values = -heat if strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
+    return fill_area(values, speech, area, patch, stride)
 
 
-def _fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
+def fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
     """Each clip's allowed patches with the largest values, as many as cover at most its area: -> bool (B, 12, 99)."""
     values = values.masked_fill(~allowed, -torch.inf)
     low, high = torch.zeros_like(area), allowed.sum((1, 2))

@@ -130,7 +130,7 @@ def build_model(
         model.patch,
         model.stride,
         model.weights if weights is None else weights,
-        IMAGENET_GREY if model.normalize == "imagenet" and audio.scaling == "minmax" else (0.0, 1.0),
+        IMAGENET_GREY if model.normalize == "imagenet" else (0.0, 1.0),
     )
 
 

@@ -33,9 +33,10 @@ def rollout_row(
     spectrogram: Tensor,
     alpha: float = 0.9,
     reading: Reading = "output_to_input",
-    token: Token = "cls",
+    token: Token | Tensor = "cls",
     discard_ratio: float = 0.9,
     layers: int | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """One row of the attention rollout over all tokens: (B, 1, 128, 1001) -> (B, 1190), each row sums to 1.
 
@@ -47,15 +48,16 @@ def rollout_row(
             A(1) ... A(L), as Eq. 7 is printed; 'discard': the row of A(L) ... A(1) where A is made as vit-explain
             makes it (see ``discard_lowest``). Two maps for comparison: 'last_layer': the attention of the last layer
             only; 'gradient': attention weighted by its gradient (see ``positive_relevance``).
-        token: the row of CLS, or the 'mean' of the CLS and distillation rows.
+        token: the row of CLS, the 'mean' of the CLS and distillation rows, or that of one token of each clip, (B,).
         discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
         layers: use only the last layers, this many; None: all.
+        target: class whose logit 'gradient' follows, (B,); None: the predicted one.
 
     Raises:
         SamsgError: unknown reading or token, or the model has no such token or other attention than timm's.
     """
     for name, value, known in (("reading", reading, get_args(Reading)), ("row", token, get_args(Token))):
-        if value not in known:
+        if isinstance(value, str) and value not in known:
             raise SamsgError(f"There is no {name} '{value}' of the rollout; {nearest(value, known)}")
     if token == "mean" and getattr(getattr(model, "vit", model), "dist_token", None) is None:
         raise SamsgError("The mean of the CLS and distillation rows needs a model with a distillation token.")
@@ -63,11 +65,11 @@ def rollout_row(
         alpha, layers = 1.0, 1
     last = slice(-layers if layers else None, None)
     inputs = _attention_inputs(model, spectrogram)[last]
-    x, first = inputs[0][1], 2 if token == "mean" else 1  # (B, T, dim)
-    row = torch.zeros(x.shape[:2], device=x.device)  # (B, T)
-    row[:, :first] = 1 / first
+    x = inputs[0][1]  # (B, T, dim)
+    first = token[:, None] if isinstance(token, Tensor) else torch.tensor([[0, 1] if token == "mean" else [0]])
+    row = F.one_hot(first.to(x.device), x.shape[1]).float().mean(1).expand(len(x), -1)  # (B, T)
     if reading == "gradient":
-        for relevance in reversed(positive_relevance(model, spectrogram)[last]):
+        for relevance in reversed(positive_relevance(model, spectrogram, target)[last]):
             row = row + (row[:, None] @ relevance)[:, 0]
         return row / row.sum(1, keepdim=True)
     for attention, x in inputs if reading == "as_printed" else reversed(inputs):
@@ -80,18 +82,10 @@ def rollout_row(
     return row
 
 
-def attention_rollout(
-    model: SpectrogramDeiT,
-    spectrogram: Tensor,
-    alpha: float = 0.9,
-    reading: Reading = "output_to_input",
-    token: Token = "cls",
-    discard_ratio: float = 0.9,
-    layers: int | None = None,
-) -> Tensor:
-    """``rollout_row`` of the patches on their grid, divided by its maximum: (B, 1, 128, 1001) -> (B, 12, 99)."""
-    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, layers)
-    heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
+def attention_rollout(model: SpectrogramDeiT, spectrogram: Tensor, *choices: Any, **named_choices: Any) -> Tensor:
+    """``rollout_row``, with the same arguments and errors, as a map: the patches on their grid, divided by their
+    maximum, (B, 1, 128, 1001) -> (B, 12, 99)."""
+    heat = rollout_row(model, spectrogram, *choices, **named_choices)[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
 
 
@@ -115,9 +109,9 @@ def discard_lowest(attention: Tensor, ratio: float) -> Tensor:
     return kept.view_as(attention)
 
 
-def positive_relevance(model: Any, spectrogram: Tensor) -> list[Tensor]:
-    """Each layer's attention times its gradient for the predicted class, positive parts averaged over heads
-    (Chefer et al., CVPR 2021, Eq. 5): (B, 1, 128, 1001) -> L x (B, 1190, 1190). It keeps all attention maps."""
+def positive_relevance(model: Any, spectrogram: Tensor, target: Tensor | None = None) -> list[Tensor]:
+    """Each layer's attention times its gradient for a class, positive parts averaged over heads (Chefer et al., CVPR
+    2021, Eq. 5): (B, 1, 128, 1001), (B,) -> L x (B, 1190, 1190). It keeps all attention maps."""
     maps: list[Tensor] = []
     layers = [block.attn for block in model.vit.blocks]
     hooks = [layer.attn_drop.register_forward_hook(lambda *call: maps.append(call[2])) for layer in layers]
@@ -125,7 +119,8 @@ def positive_relevance(model: Any, spectrogram: Tensor) -> list[Tensor]:
         for layer in layers:
             layer.fused_attn = False  # fused attention has no map to hook
         logits = model(spectrogram.detach().requires_grad_())  # (B, C)
-        gradients = torch.autograd.grad(logits.amax(1).sum(), maps)
+        classes = logits.argmax(1) if target is None else target  # (B,)
+        gradients = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
     return [(a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True)]  # heads averaged
 
 

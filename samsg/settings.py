@@ -89,7 +89,6 @@ class AudioSettings(Settings):
     window: Count = 512  # samples, Hamming
     n_mels: int = Field(128, ge=16, le=1024)
     floor: Positive = 1e-10  # the least power; the logarithm of 0 does not exist
-    scaling: Literal["minmax", "standardize"] = "minmax"  # each clip to [0, 1], or to mean 0 and deviation 0.5
 
     @property
     def n_samples(self) -> int:
@@ -136,7 +135,7 @@ class RolloutSettings(Settings):
 class MaskSettings(Settings):
     """Which patches become black (Section III-D), and controls that mask the same area elsewhere."""
 
-    strategy: Literal["rollout", "random", "least", "stripes", "none"] = "rollout"
+    strategy: Literal["rollout", "random", "least", "none"] = "rollout"
     select: Literal["threshold", "share"] = "threshold"  # patches above a threshold, or a fixed share of them
     threshold: Share = 0.5
     share: Share = 0.2
@@ -196,7 +195,7 @@ class SyntheticSettings(Settings):
 class CorpusSettings(Settings):
     """Where a corpus is and what must be said about it."""
 
-    # 'savee', 'emodb', 'crema_d', 'ravdess', 'folders' (one for each class), or the path of a CSV; empty: its own name
+    # 'savee', 'emodb', 'crema_d', 'ravdess', or the path of a CSV; empty: its own name
     reader: str = ""
     root: str = ""  # folder of the sound files, relative to the home folder
     title: str = ""  # as tables and figures name it
@@ -248,7 +247,7 @@ class Profile(Settings):
         return ", ".join(filter(None, [note, f"split by {protocol}" if protocol != "random" else ""]))
 
     def reader(self, name: str) -> str:
-        """How ``read_corpus`` reads a corpus: the name of a grammar, 'folders', or the path of a CSV."""
+        """How ``read_corpus`` reads a corpus: the name of a grammar, or the path of a CSV."""
         reader = self.corpus(name).reader or name
         return str(home() / Path(reader).expanduser()) if reader.lower().endswith(".csv") else reader
 

@@ -1,4 +1,4 @@
-"""The notebook explore in JupyterLab, in a real browser: it runs, and a slider changes the picture."""
+"""The notebook explore in JupyterLab, in a real browser: a slider and the path of a recording change the picture."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Page, sync_playwright
+from toys import wav
 
 from samsg.settings import REPOSITORY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECONDS = 300  # for the notebook to run, on a busy machine
-PICTURE = ".widget-interact img"  # below the controls
+PICTURE = ".widget-hbox .widget-output img"  # beside the controls
 OUTPUTS = "jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells.map(cell => cell.outputs || [])"
 IDLE = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 NOT_RUN = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(each => !/\\d/.test(each.textContent))"
@@ -80,7 +81,7 @@ def complaints(page: Page) -> list[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; on Debian and Ubuntu the package is chromium")
-def test_explore_runs_in_jupyterlab_and_a_slider_changes_the_picture(address: str) -> None:
+def test_explore_runs_in_jupyterlab_and_its_controls_change_the_picture(address: str, tmp_path: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -91,13 +92,19 @@ def test_explore_runs_in_jupyterlab_and_a_slider_changes_the_picture(address: st
         page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(f"!{NOT_RUN} || {OUTPUTS}.flat().some(each => each.output_type == 'error')")
         assert complaints(page) == []
-        picture = page.locator(PICTURE).first
-        before = picture.get_attribute("src")
-        assert before and before.startswith("data:image/png")
+        assert page.locator(".widget-hbox .widget-output audio").count() == 1
+
+        def changed(before: str) -> str:
+            script = f"before => {{ const now = document.querySelector('{PICTURE}'); return now && now.src != before }}"
+            page.wait_for_function(script, arg=before)
+            return str(page.locator(PICTURE).first.get_attribute("src"))
+
+        first = changed("")
         page.locator(".widget-slider", has_text="threshold").locator(".noUi-handle").press("PageDown")
-        page.wait_for_function(
-            f"before => {{ const now = document.querySelector('{PICTURE}'); return now && now.src != before }}",
-            arg=before,
-        )
+        second = changed(first)
+        field = page.locator(".widget-text", has_text="own file").locator("input")
+        field.fill(str(wav(tmp_path / "own.wav", 0.3)))
+        field.press("Enter")
+        changed(second)
         assert complaints(page) == []
         browser.close()

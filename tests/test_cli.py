@@ -16,16 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import yaml
 from toys import wav, write_tone_corpus
 
 import samsg
 from samsg import cli
-from samsg.cli import listed
 from samsg.stages import STAGES
 
 
@@ -74,11 +71,6 @@ def is_one_sentence(error: str) -> bool:
     return error.startswith("samsg: ") and error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_lists_are_given_with_commas_or_spaces() -> None:
-    assert listed("a,b c") == ["a", "b", "c"]
-    assert listed(0) == ["0"] and listed("") == []
-
-
 def test_a_corpus_is_fetched_from_a_copy(command: Command, home: Path) -> None:
     for code in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
         wav(home / f"copy/1001_DFA_{code}_XX.wav")
@@ -91,77 +83,93 @@ def test_a_corpus_is_fetched_from_a_copy(command: Command, home: Path) -> None:
 
 def test_data_check_tells_by_its_exit_code_whether_a_corpus_can_be_used(command: Command, home: Path) -> None:
     write_tone_corpus(home, clips=4)
-    result = command("data", "check", home / "tones.csv", "--json")
-    assert result.code == 0 and {file["status"] for file in json.loads(result.out)["files"]} == {"ok"}
+    result = command("data", "check", home / "tones.csv")
+    assert result.code == 0 and "Verdict: complete: 12 clips." in result.out
     (home / "high0.wav").write_bytes(b"")
     result = command("data", "check", home / "tones.csv")
     assert result.code == 1 and "Verdict: usable" in result.out and "high0.wav" in result.out
     for number in range(1, 4):
         (home / f"high{number}.wav").write_bytes(b"")
     result = command("data", "check", home / "tones.csv")
-    assert result.code == 2 and "Verdict: not usable: no clip of high can be read" in result.out
-    for emotion in ("low", "middle"):
-        (home / "classes" / emotion).mkdir(parents=True)
-        shutil.copy(home / f"{emotion}0.wav", home / "classes" / emotion)
-    assert command("data", "check", "folders", "--folder", home / "classes").code == 0
+    assert result.code == 2 and "Verdict: not usable: 0 clips of high can be read" in result.out
     result = command("data", "check", home / "nowhere.csv")
     assert result.code == 1 and is_one_sentence(result.error) and "nowhere.csv cannot be read" in result.error
+    assert "8 of 12 recordings" in command("data", "new", home, "--name", "mine").out
+    result = command("data", "new", home / "nowhere")
+    assert result.code == 1 and is_one_sentence(result.error) and "write a CSV" in result.error
 
 
 # The models of a finished run
 
 
+def test_runs_lists_names_that_predict_takes(command: Command, trained: Path, tmp_path: Path) -> None:
+    header, row = (line.split() for line in command("runs").out.splitlines())
+    tested = [samsg.stages.read_predictions(samsg.find_run(row[0]), stage) for stage in ("baseline", "probe")]
+    accuracies = [f"{100 * (each['emotion'] == each['predicted']).mean():.1f}" for each in tested]
+    assert header[0] == "profile/corpus/protocol/seed" and row[:4] == ["tones/tones/random/seed0", *accuracies, "7"]
+    assert command("predict", wav(tmp_path / "a.wav"), "--model", row[0]).code == 0
+
+
 def test_predict_reads_files_and_folders(command: Command, trained: Path, tmp_path: Path) -> None:
-    long, model = wav(tmp_path / "sounds/long.wav", 1.2), ["--model", "tones/tones"]
-    wav(tmp_path / "sounds/deep/short.flac", 0.3)
-    result = command("predict", tmp_path / "sounds", *model, "--plot", tmp_path / "pictures")
+    wav(tmp_path / "sounds/long.wav", 1.2)
+    for short in ("deep/short.flac", "short.wav"):
+        wav(tmp_path / "sounds" / short, 0.3)
+    result = command("predict", tmp_path / "sounds", "--model", "tones/tones", "--plot", tmp_path / "pictures")
     lines = result.out.splitlines()
     assert result.code == 0 and lines[0].startswith("Trained on tones (tones). Accuracy on 7 test clips: ")
-    times = [line.split()[:2] for line in lines if line.startswith(" ") and "start" not in line]
-    assert times == [["0.00", "0.30"], ["0.00", "0.50"], ["0.50", "1.00"], ["0.70", "1.20"]]
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"long.png", "short.png"}
-    result = command("predict", long, *model, "--csv")
+    times = [line.split()[:3] for line in lines if line.startswith(("1 ", "2 ", "3 ", "recording "))]
+    short = [["1", "0.00", "0.30"], ["recording", "0.00", "0.30"]]
+    long = [["1", "0.00", "0.50"], ["2", "0.50", "1.00"], ["3", "0.70", "1.20"], ["recording", "0.00", "1.20"]]
+    assert times == [*short, *long, *short]
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"1_short.png", "2_long.png", "3_short.png"}
+    result = command("predict", tmp_path / "sounds/long.wav", "--model", "tones/tones", "--csv")
     table = pd.read_csv(io.StringIO(result.out))
-    assert list(table.columns[:5]) == ["file", "start", "end", "emotion", "probability"]
+    assert list(table.columns[:6]) == ["file", "window", "start", "end", "emotion", "probability"]
     assert "Accuracy on" in result.error and result.code == 0
-    assert table["start"].tolist() == pytest.approx([0, 0.5, 0.7])
-    assert table["end"].tolist() == pytest.approx([0.5, 1, 1.2])
+    assert table["window"].tolist() == ["1", "2", "3", "recording"]
+    assert table["start"].tolist() == pytest.approx([0, 0.5, 0.7, 0])
 
 
 def test_predict_names_files_that_cannot_be_read_and_goes_on(command: Command, trained: Path, tmp_path: Path) -> None:
-    good, silence, missing = wav(tmp_path / "good.wav"), tmp_path / "silence.wav", tmp_path / "missing.wav"
-    soundfile.write(silence, np.zeros(8_000), 16_000)
-    (tmp_path / "text.wav").write_text("no sound")
-    sounds = [missing, tmp_path / "text.wav", good, silence]
-    result = command("predict", *sounds, "--model", "tones/tones", "--csv")
-    table = pd.read_csv(io.StringIO(result.out), keep_default_na=False)
-    assert result.code == 1 and table["file"].tolist() == [str(good), str(silence)]
-    assert table["emotion"].tolist()[1] == ""
+    good, missing = wav(tmp_path / "good.wav"), tmp_path / "missing.wav"
+    wav(tmp_path / "click.wav", 0.02)
+    for name in ("whole.wav", "whole.aiff"):
+        (tmp_path / f"cut_{name}").write_bytes(wav(tmp_path / name).read_bytes()[:-999])
+    bad = [missing, tmp_path / "click.wav", tmp_path / "cut_whole.wav", tmp_path / "cut_whole.aiff"]
+    result = command("predict", *bad, good, "--model", "tones/tones", "--csv")
+    table = pd.read_csv(io.StringIO(result.out))
+    assert result.code == 1 and set(table["file"]) == {str(good)}
     errors = [line for line in result.error.splitlines() if line.startswith("samsg: ")]
-    assert [name in line for name, line in zip(("missing.wav", "text.wav"), errors, strict=True)] == [True, True]
-    result = command("predict", good, "--model", "nobody/nothing")
-    assert result.code == 1 and is_one_sentence(result.error) and "'nobody/nothing'" in result.error
-
-
-def test_pictures_are_not_written_onto_a_file(command: Command, trained: Path, tmp_path: Path) -> None:
-    sound, file = wav(tmp_path / "sound.wav"), tmp_path / "file"
-    file.touch()
-    for folder in (file, file / "below"):
-        result = command("predict", sound, "--model", "tones/tones", "--plot", folder)
-        assert result.code == 1 and is_one_sentence(result.error) and "could not be written" in result.error
+    reasons = ["is missing", "lasts 0.02 s", "is truncated", "is truncated"]
+    for path, reason, error in zip(bad, reasons, errors, strict=True):
+        assert f"{path} {reason}" in error
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ([good, "--model", "nobody/nothing"], "from 'nobody/nothing'"),
+        ([tmp_path / "empty", "--model", "tones/tones"], "no sound file in"),
+        ([good, "--model", "tones/tones", "--plot", good], "could not be written"),
+    ):
+        result = command("predict", *words)
+        assert result.code == 1 and is_one_sentence(result.error) and message in result.error
 
 
 def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tmp_path: Path) -> None:
-    target = tmp_path / "model"
+    target, sound = tmp_path / "model", wav(tmp_path / "a.wav")
     result = command("export", "tones/tones", target)
     assert result.code == 0 and f"samsg predict clip.wav --model {target}" in result.out
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    assert command("predict", wav(tmp_path / "a.wav"), "--model", target).code == 0
-    file = tmp_path / "file"
-    file.touch()
-    for occupied, message in ((target, "already exists"), (file, "already exists"), (file / "x", "could not be")):
-        result = command("export", "tones/tones", occupied)
+    assert command("predict", sound, "--model", target).code == 0
+    (target / "README.md").unlink()
+    for words, message in (
+        ([target], "already exists"),
+        ([tmp_path, "--force"], "already exists"),  # not an exported model
+        ([sound, "--force"], "already exists"),
+        ([sound / "x"], "could not be written"),
+    ):
+        result = command("export", "tones/tones", *words)
         assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+    assert command("export", "tones/tones", target, "--force").code == 0
+    assert (target / "README.md").is_file() and {path.name for path in tmp_path.iterdir()} == {"a.wav", "model"}
     result = command("export", "tones/nothing", tmp_path / "new")
     assert result.code == 1 and is_one_sentence(result.error) and not (tmp_path / "new").exists()
 
@@ -183,20 +191,12 @@ def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, tr
 
 
 def test_the_package_runs_as_a_module_and_refuses_with_a_sentence(tmp_path: Path) -> None:
-    started = process("verify", "tones/nothing", home=tmp_path)
+    started = process("runs", home=tmp_path)
     out, error = started.communicate()
-    assert (started.returncode, out) == (1, "") and is_one_sentence(error)
+    assert (started.returncode, out) == (1, "") and is_one_sentence(error) and "no finished run" in error
 
 
 # reproduce
-
-
-@pytest.fixture
-def no_snakemake(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> int:
-        raise AssertionError("Snakemake must not start")
-
-    monkeypatch.setattr(cli, "_run_snakemake", fail)
 
 
 @pytest.mark.parametrize(
@@ -204,35 +204,29 @@ def no_snakemake(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--profile", "dmeo"], "Did you mean 'demo'?"),
         (["--corpora", "emodbb"], "Did you mean 'emodb'?"),
-        (
-            ["--protocol", "speakers"],
-            "protocols.0: Input should be 'random', 'speaker' or 'sentence' (found 'speakers')",
-        ),
+        (["--protocol", "speakers"], "'random', 'speaker' or 'sentence' (found 'speakers')"),
         (["--seeds", "0,-1"], "seeds.1: Input should be greater than or equal to 0 (found '-1')"),
         (["--study", "control"], "Did you mean 'controls'?"),
-        (["--profile", "paper"], "SAVEE was expected in"),
-        (["--profile", "paper", "--corpora", "emodb"], "EmoDB was expected in"),
+        (["--profile", "paper", "--corpora", "emodb"], "data/README.md says how to get it"),
     ],
 )
-@pytest.mark.usefixtures("no_snakemake")
 def test_a_wrong_name_or_a_missing_corpus_is_refused_before_anything_runs(
-    command: Command, home: Path, arguments: list[str], message: str
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
+    monkeypatch.delattr(cli, "_run_snakemake")
     result = command("reproduce", *arguments)
     assert result.code == 1 and is_one_sentence(result.error) and message in result.error
     assert not list(home.rglob("*.ipynb"))
 
 
-@pytest.mark.usefixtures("no_snakemake")
 def test_a_home_that_cannot_be_written_is_one_sentence(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = write_tone_corpus(tmp_path, clips=4)
     monkeypatch.setenv("SAMSG_HOME", str(profile))  # a file: it cannot be written to by root either
-    for study in ([], ["--study", "controls"]):
-        result = command("reproduce", "--profile", profile, *study)
-        assert result.code == 1 and is_one_sentence(result.error)
-        assert "could not be written" in result.error and "SAMSG_HOME" in result.error
+    result = command("reproduce", "--profile", profile)
+    assert result.code == 1 and is_one_sentence(result.error)
+    assert "could not be written" in result.error and "SAMSG_HOME" in result.error
 
 
 def test_the_graph_has_each_notebook_once(home: Path) -> None:
@@ -274,10 +268,8 @@ def test_a_profile_keeps_its_tables_and_each_command_prints_its_own_corpus(finis
             folder = home / "runs/tones" / corpus / ("." if name == "spectrograms" else "random/seed0") / "notebooks"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{stage.notebook}.ipynb").touch()
-    started = {
-        corpus: process("reproduce", "--profile", home / "tones.yaml", "--corpora", corpus, "--cores", "1", home=home)
-        for corpus in ("tones", "more")
-    }
+    words = ["reproduce", "--profile", home / "tones.yaml", "--cores", "1", "--corpora"]
+    started = {corpus: process(*words, corpus, home=home) for corpus in ("tones", "more")}
     for corpus, other in (("tones", "more"), ("more", "tones")):
         out, error = started[corpus].communicate()
         assert started[corpus].returncode == 0, error
@@ -325,9 +317,8 @@ def test_a_study_is_its_notebook(
     assert notebook.is_file() and target.parent == home / "runs/tones/notebooks"
     assert parameters.get("study", study) == study and parameters["profile"] == str(finished / "tones.yaml")
     assert parameters["seeds"] == [0, 3] and named.items() <= parameters.items()
-    cells = [
-        cell for cell in json.loads(notebook.read_text())["cells"] if "parameters" in cell["metadata"].get("tags", [])
-    ]
-    assert set(parameters) <= set(re.findall(r"^(\w+) =", "".join(cells[0]["source"]), re.MULTILINE))
+    cells = json.loads(notebook.read_text())["cells"]
+    (defaults,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assert set(parameters) <= set(re.findall(r"^(\w+) =", defaults, re.MULTILINE))
     result = command(*words)
     assert result.code == 1 and f"SamsgError: lower training.lr\n  Notebook with traceback: {target}" in result.error

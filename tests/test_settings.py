@@ -32,7 +32,7 @@ def changed_settings(name: str, other: Profile) -> set[str]:
 
 PAPER = {
     **{"audio.sample_rate": 16_000, "audio.seconds": 4.0, "audio.n_samples": 64_000, "audio.n_fft": 1024},
-    **{"audio.hop": 64, "audio.window": 512, "audio.n_mels": 128, "audio.n_frames": 1001, "audio.scaling": "minmax"},
+    **{"audio.hop": 64, "audio.window": 512, "audio.n_mels": 128, "audio.n_frames": 1001},
     **{"views.names": ("clean", "noise", "shift", "speed"), "model.size": "base", "model.depth": None},
     **{"model.patch": 16, "model.stride": 10, "model.weights": "imagenet", "model.normalize": "imagenet"},
     **{"rollout.alpha": 0.9, "rollout.reading": "output_to_input", "rollout.token": "cls"},
@@ -113,7 +113,7 @@ def test_an_invalid_setting_is_refused_with_what_is_meant(overrides: dict[str, A
 
 
 OUT_OF_RANGE = {
-    "audio": {"sample_rate": 0, "seconds": -1, "hop": 0, "n_mels": 15, "floor": 0, "scaling": "max"},
+    "audio": {"sample_rate": 0, "seconds": -1, "hop": 0, "n_mels": 15, "floor": 0},
     "views": {"shift": -0.1, "speed": [0.0, 1.1]},
     "rollout": {"alpha": 1.1, "reading": "abnar", "token": "dist", "discard_ratio": 1.0},
     "mask": {"strategy": "darkest", "select": "otsu", "threshold": "half", "padding": "no", "fill": float("nan")},

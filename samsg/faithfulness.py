@@ -1,0 +1,100 @@
+"""Is a map faithful? Deletion and insertion curves of stage i's model; they need no training.
+
+Deletion blackens what a map ranks highest, step by step; insertion shows nothing else. With a faithful map the model
+loses its answer early under deletion and finds it early under insertion (Samek et al., IEEE TNNLS 2017; Petsiuk et al.,
+RISE, BMVC 2018). Maps are compared at equal area of speech: padding is never taken, and overlapping cells count once.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from samsg.masking import covered, fill_area, masked_cells, speech_patches
+from samsg.metrics import cluster_interval
+from samsg.model import SpectrogramDeiT
+from samsg.rollout import attention_rollout
+from samsg.stages import Run, load_model, read_examples
+from samsg.training import EVALUATION_BATCH, make_fabric
+
+KINDS = ("deletion", "insertion")
+PAPER, LEAST, RANDOM = "rollout, alpha 0.9 (paper)", "least attended", "random"  # LEAST is PAPER backwards
+MAPS: dict[str, dict[str, Any]] = {  # names and what they change of ``attention_rollout``
+    PAPER: {},
+    "rollout, alpha 0.5": {"alpha": 0.5},
+    "rollout, alpha 1": {"alpha": 1.0},
+    "rollout, as printed": {"reading": "as_printed"},
+    "rollout, discard": {"reading": "discard"},
+    "last layer": {"reading": "last_layer"},
+    "gradient": {"reading": "gradient"},
+}
+SHARES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)  # of the speech
+DRAWS, MOST_CLIPS = 3, 120  # random orders, of which the mean is taken; clips of a study
+
+
+def partly_black(spectrogram: Tensor, heat: Tensor, share: float, patch: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Deletion and insertion, (B, 1, 128, 1001) each: black is the share of the speech where the map (B, 12, 99) is
+    highest, or all other speech."""
+    speech, size = speech_patches(spectrogram, patch, stride), (spectrogram.shape[2], spectrogram.shape[3])
+    area = (share * covered(speech, patch, stride).double()).long()  # (B,) cells
+    highest = masked_cells(fill_area(heat, speech, area, patch, stride), size, patch, stride)  # (B, 1, 128, 1001)
+    others = masked_cells(speech, size, patch, stride) & ~highest
+    return spectrogram.masked_fill(highest, 0), spectrogram.masked_fill(others, 0)
+
+
+@torch.no_grad()
+def curves(model: SpectrogramDeiT, spectrogram: Tensor, labels: Tensor, maps: dict[str, Tensor]) -> pd.DataFrame:
+    """Answers to (B, 1, 128, 1001), of classes (B,), partly black by maps (B, 12, 99); a row a map, share, kind, clip.
+
+    Columns accuracy: 1 where the label is found, else 0; probability: of the class predicted for the whole clip.
+    """
+    grid, clips, tables = (model.patch, model.stride), range(len(labels)), []
+    silent = partly_black(spectrogram, next(iter(maps.values())), 1, *grid)[0]
+    # Share of the speech that is black -> answers (B, C); both ends are the same for every map.
+    ends: dict[float, Tensor] = {0: model(spectrogram).softmax(1), 1: model(silent).softmax(1)}
+    for (name, heat), share in product(maps.items(), SHARES):
+        both = partly_black(spectrogram, heat, share, *grid)
+        for kind, black, hidden in zip(KINDS, both, (share, 1 - share), strict=True):
+            each = ends[hidden] if hidden in ends else model(black).softmax(1)  # (B, C)
+            values = {"accuracy": each.argmax(1) == labels, "probability": each[clips, ends[0].argmax(1)]}
+            columns = {"map": name, "share": share, "kind": kind, "clip": clips}
+            tables.append(pd.DataFrame(columns | {key: value.float().cpu() for key, value in values.items()}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def areas(table: pd.DataFrame) -> pd.DataFrame:
+    """Area under the curves of probability, and minus that of random, with 95 % intervals over clips; a row a map."""
+    mean = table.pivot_table("probability", ["map", "kind", "clip"], "share")  # of random orders, and of seeds
+    under = pd.Series(np.trapezoid(mean, mean.columns), mean.index).unstack("clip")  # (maps and kinds, clips)
+    rows: dict[str, dict[str, float]] = {name: {} for name in table["map"].unique()}
+    for (name, kind), each in under.iterrows():
+        for column, values in ((kind, each), (f"{kind}_gain", each - under.loc[RANDOM, kind])):
+            pairs = np.stack([values, np.ones(len(values))], 1)
+            low, high = cluster_interval(pairs, lambda sums: sums[..., 0] / sums[..., 1])
+            rows[name] |= {column: values.mean(), f"{column}_low": low, f"{column}_high": high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("map")
+
+
+def study(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``curves`` of stage i's model and their ``areas``, of all maps and controls, on the clean view of test clips and,
+    where these are fewer than 120, of validation clips."""
+    examples, random = read_examples(run), torch.Generator().manual_seed(run.seed)
+    device = make_fabric(run.profile.training.device, run.profile.training.precision).device
+    model = load_model(run, "baseline").to(device)
+    parts = [examples.parts[part] for part in ("test", "validation")]
+    held_out = np.concatenate([part[torch.randperm(len(part), generator=random)] for part in parts])[:MOST_CLIPS]
+    tables = []
+    for start in range(0, len(held_out), EVALUATION_BATCH):
+        batch = examples.batch(held_out[start : start + EVALUATION_BATCH], device=device)
+        maps = {name: attention_rollout(model, batch.spectrograms, **options) for name, options in MAPS.items()}
+        draws = torch.rand(DRAWS, *maps[PAPER].shape, generator=random).to(device)
+        for each in (maps | {LEAST: -maps[PAPER]}, *({RANDOM: draw} for draw in draws)):
+            table = curves(model, batch.spectrograms, batch.labels, each)
+            tables.append(table.assign(clip=examples.names[held_out[start + table["clip"]]]))
+    table = pd.concat(tables, ignore_index=True)
+    return table, areas(table)
