@@ -68,7 +68,8 @@ for earlier, notebook in zip([None, *NOTEBOOKS], NOTEBOOKS):
             settings=lambda wildcards: SETTINGS + profile.corpora[wildcards.corpus].model_dump_json(),
             # Evaluated here: Snakemake evaluates the shell command after the loop.
             split=lambda wildcards, none=of_corpus: "" if none else f"-r protocol {wildcards.protocol} -p seed {wildcards.seed}",
-        threads: 8 # or all cores, where there are fewer: two training processes never share cores
+        # Two notebooks at a time: half of a notebook's time is no training, and small models need few threads.
+        threads: max(1, (workflow.cores or 16) // 2)
         shell:
             papermill("-r corpus {wildcards.corpus:q} {params.split}")
 

@@ -240,7 +240,7 @@ def timeline(
 
 def mask_outline(ax: Axes, masked: Array, audio: AudioSettings) -> None:
     """The outline of the masked cells, bool (128, 1001), on their spectrogram."""
-    frames, bands = (np.arange(-1, count + 1) for count in masked.T.shape)
+    frames, bands = (np.arange(-1, count + 1).clip(-0.5, count - 0.5) for count in masked.T.shape)
     seconds = frames * audio.hop / audio.sample_rate
     ax.contour(seconds, bands, np.pad(masked, 1).astype(float), [0.5], colors="#56B4E9", linewidths=1)
 
