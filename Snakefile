@@ -6,7 +6,6 @@
 # A rule's output is its executed notebook in runs/; a failed one is kept beside it, with its traceback. The library
 # decides which stages are finished.
 
-import os
 from pathlib import Path
 
 from samsg.cli import listed
@@ -69,8 +68,7 @@ for earlier, notebook in zip([None, *NOTEBOOKS], NOTEBOOKS):
             settings=lambda wildcards: SETTINGS + profile.corpora[wildcards.corpus].model_dump_json(),
             # Evaluated here: Snakemake evaluates the shell command after the loop.
             split=lambda wildcards, none=of_corpus: "" if none else f"-r protocol {wildcards.protocol} -p seed {wildcards.seed}",
-        # Two notebooks at a time: half of a notebook's time is no training, and small models need few threads.
-        threads: min(8, max(1, os.cpu_count() // 2))
+        threads: 8 # or all cores, where there are fewer: two training processes never share cores
         shell:
             papermill("-r corpus {wildcards.corpus:q} {params.split}")
 
