@@ -208,7 +208,7 @@ def findings(predictions: Mapping[tuple[str, str], pd.DataFrame], study: str = "
     family = pd.DataFrame(rows)
     family["p_holm"] = holm(family["p"])
     different = (family["low"] > 0) | (family["high"] < 0)
-    excluded = [f"no difference found; a gain above {100 * high:.1f} points is excluded" for high in family["high"]]
+    excluded = [f"no difference found; gains above {100 * high:.1f} are excluded" for high in family["high"]]
     family["finding"] = np.where(different & (family["p_holm"] < 0.05), "difference", excluded)
     return family
 

@@ -39,7 +39,13 @@ def interval(values: np.ndarray) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(disable_numparse=True) + "\n"
+    """A pipe table without padding, so that lines stay short."""
+    rows = [
+        [table.index.name, *table.columns],
+        ["---"] * (1 + table.shape[1]),
+        *map(list, table.reset_index().to_numpy()),
+    ]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def claim(predictions: pd.DataFrame, training: pd.DataFrame, protocol: str) -> str:
@@ -58,6 +64,7 @@ def findings(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     family = studies.findings(predictions)
     family["points"] = [interval(row) for row in family[["value", "low", "high"]].to_numpy()]
     family["p (Holm)"] = family["p_holm"].map("{:.3f}".format)
+    family["finding"] = family["finding"].str.partition(";")[0]  # the sizes that are excluded are the interval's ends
     return markdown(family.set_index("study")[["method", "against", "points", "p (Holm)", "finding"]])
 
 
@@ -68,10 +75,10 @@ def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     for (profile, protocol), table in compared.items():
         if protocol != "random" and (profile, "random") in compared:
             random = compared[profile, "random"]
-            for name, heading in (("accuracy", "gap"), ("difference", "minus gap of DeiT, as many epochs")):
+            for name, heading in (("accuracy", "gap"), ("difference", "minus that of DeiT, as many epochs")):
                 values = studies.subtract(random, table, name).to_numpy()
                 cells = ["-" if np.isnan(row).any() else interval(row) for row in values]
-                columns[f"{profile}, {protocol}: {heading}"] = pd.Series(cells, table.index)
+                columns[f"{profile}/{protocol}: {heading}"] = pd.Series(cells, table.index)
     return markdown(pd.DataFrame(columns).rename_axis("Method"))
 
 
