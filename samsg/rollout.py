@@ -82,10 +82,19 @@ def rollout_row(
     return row
 
 
-def attention_rollout(model: SpectrogramDeiT, spectrogram: Tensor, *choices: Any, **named_choices: Any) -> Tensor:
-    """``rollout_row``, with the same arguments and errors, as a map: the patches on their grid, divided by their
-    maximum, (B, 1, 128, 1001) -> (B, 12, 99)."""
-    heat = rollout_row(model, spectrogram, *choices, **named_choices)[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
+def attention_rollout(
+    model: SpectrogramDeiT,
+    spectrogram: Tensor,
+    alpha: float = 0.9,
+    reading: Reading = "output_to_input",
+    token: Token | Tensor = "cls",
+    discard_ratio: float = 0.9,
+    layers: int | None = None,
+    target: Tensor | None = None,
+) -> Tensor:
+    """``rollout_row`` of the patches on their grid, divided by its maximum: (B, 1, 128, 1001) -> (B, 12, 99)."""
+    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, layers, target)
+    heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
 
 

@@ -42,6 +42,8 @@ def find_recordings(shared: Path) -> None:
             target.parent.mkdir(exist_ok=True)
             target.symlink_to((shared / folder).resolve())
     whole = home() / "data" / "emodb_whole"
+    if not whole.is_dir():
+        return
     clips = pd.DataFrame({"path": path, **(parse_path(path, "emodb") or {})} for path in find_sounds(whole))
     complete = clips.groupby("emotion")["path"].transform("size") >= 20  # single clips of the other emotions
     clips.loc[complete, ["path", "emotion", "speaker", "sentence"]].to_csv(f"{whole}.csv", index=False)
