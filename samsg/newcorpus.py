@@ -14,8 +14,9 @@ from samsg.settings import SamsgError, home, profile_names
 from samsg.storage import atomic
 
 EMOTION = re.compile("ang|fea|hap|joy|sad|neu|sur|bor|calm|disg", re.IGNORECASE)  # how names of emotions begin
-# An epoch on two free cores: 2.7 to 3.0 s for 280 clips (the fastest in runs/demo/emodb/random/seed0/*/history.csv).
-SECONDS_PER_CLIP, SECONDS_TO_START = 0.011, 60
+# The demo, alone on two virtual CPUs: 5.1 to 6.2 s an epoch of stage i and 6.9 s of stage ii for 441 to 450 clips (column
+# seconds of runs/demo/*/random/seed0/*/history.csv), and about 20 s for each of seven notebooks beside its training.
+SECONDS_PER_CLIP, SECONDS_TO_START = 0.014, 150
 
 
 def new_corpus(folder: Path, name: str = "") -> str:
@@ -36,7 +37,7 @@ def new_corpus(folder: Path, name: str = "") -> str:
     if clips["emotion"].nunique() < 2:
         problem = f"{folder} has {len(files)} sound files, but no two classes, in folders or in words of their names"
         raise SamsgError(f"{problem}; write a CSV with columns path,emotion and rows such as /sounds/one.wav,anger.")
-    epochs = min(12, max(4, 8000 // len(clips)))  # 8, 8 and 3 with 1 000 clips: 5 minutes
+    epochs = min(12, max(4, 5000 // len(clips)))  # 5, 5 and 3 with 1 000 clips: 6 minutes
     reader = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
     content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: reader}}
     content |= {"training": {"epochs": epochs}, "samsg": {"epochs": epochs}, "probe": {"epochs": 3}}

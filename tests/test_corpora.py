@@ -323,7 +323,7 @@ def test_a_folder_becomes_a_csv_and_a_profile(home):
     (folder / "calm/ann_bad.wav").write_text("no sound")
     shutil.copy(folder / "calm/ann_1.wav", folder / "calm/ann_twin.wav")
     text = new_corpus(folder)
-    assert "24 of 28 recordings" in text and "about 1 min " in text
+    assert "24 of 28 recordings" in text and "about 3 min " in text
     for reason in ("odd/ann_1.wav: fewer than 3 ", "stray.wav: no class", "ann_twin.wav: the same recording as"):
         assert reason in text
     assert ["ann", "6", "6", "12"] in [line.split() for line in text.splitlines()]
