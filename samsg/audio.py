@@ -1,7 +1,6 @@
 """A sound file -> four views -> log-mel spectrograms (Sections III-A and IV-B, Eq. 1-2).
 
-A view depends on the clip's name, the view's name and one seed, so that its spectrogram, its rollout and its mask
-always belong together.
+A view depends on the clip's name, the view's name and one seed, so its spectrogram, rollout and mask belong together.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torchaudio.transforms import MelSpectrogram
 from samsg.settings import AudioSettings, SamsgError, ViewSettings
 from samsg.storage import progress
 
-LFS_POINTER = b"version https://git-lfs"  # the text that Git LFS keeps in place of a sound
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that Git LFS keeps in place of a sound
 SHORTEST, LONGEST = 0.064, 60.0  # s: one Fourier transform of the paper, and far more than a sentence
 SPECTROGRAMS, CLIPS, LEFT_OUT = "views.f16", "clips.csv", "left_out.csv"
 
@@ -34,23 +33,21 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
 
     Args:
         path: a file of any format that libsndfile reads.
-        sample_rate: Hz.
-        longest: s; a longer recording is refused before it is decoded.
+        sample_rate: of the result, Hz.
+        longest: s; a longer recording is refused.
 
     Raises:
-        SamsgError: the file is missing, not a sound file, truncated, empty, too long, or holds NaN or infinity.
+        SamsgError: the file is missing, no sound file, truncated, empty, too long, or holds NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
         raise SamsgError(f"{path} is {'not a regular file' if path.exists() else 'missing'}.")
     try:
         with path.open("rb") as file:
-            head = file.read(len(LFS_POINTER))
-        if head in (b"", LFS_POINTER):
-            pointer = "is a Git LFS pointer, the text in place of a sound; run 'git lfs pull' where it comes from."
-            raise SamsgError(f"{path} {pointer if head else 'has 0 bytes.'}")
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise SamsgError(f"{path} is a Git LFS pointer, not a sound; run 'git lfs pull' where it comes from.")
         with soundfile.SoundFile(path) as sound:
-            rate, frames, details = sound.samplerate, sound.frames, sound.extra_info
+            rate, frames, header = sound.samplerate, sound.frames, sound.extra_info
             if not 1_000 <= rate <= 768_000:
                 raise SamsgError(f"{path} states a sample rate of {rate} Hz: its header is damaged.")
             if longest * rate < frames < 2**62:  # a stream of unknown length states more
@@ -59,9 +56,9 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
-    announced = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", details, re.M)
-    if announced and int(announced[2]) < int(announced[1]) < 2**31 - 1:  # more: written to a pipe, length unknown
-        raise SamsgError(f"{path} is truncated: {announced[2]} of {announced[1]} bytes of sound; fetch it again.")
+    size = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)
+    if size and int(size[2]) < int(size[1]) < 2**31 - 1:  # more: written to a pipe, length unknown
+        raise SamsgError(f"{path} is truncated: {size[2]} of {size[1]} bytes of sound; fetch it again.")
     if not len(samples) or not np.abs(samples).max() < 1e12:  # the power of more would overflow
         raise SamsgError(f"{path} holds no samples, or samples that are NaN, infinite or too large.")
     return change_rate(torch.from_numpy(samples), rate, sample_rate)
@@ -92,9 +89,8 @@ def fit_length(waveform: Tensor, n_samples: int) -> Tensor:
 def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, views: ViewSettings) -> Tensor:
     """One view of a clip, 4 s long: (S,) -> (64000,). ``clip`` and ``view`` seed its random numbers.
 
-    'noise' adds white noise to the recording before it is padded, so that padding stays 0 and the signal-to-noise ratio
-    is that of the speech. 'shift' moves the clip in time and fills with zeros. 'speed' plays it faster or slower, with
-    its pitch. 'clean' is the clip itself.
+    'noise' adds white noise before padding, so that padding stays 0 and the signal-to-noise ratio is that of the
+    speech. 'shift' moves the clip in time. 'speed' plays it faster or slower, pitch included.
     """
     generator = np.random.default_rng([views.seed, zlib.crc32(f"{clip}/{view}".encode())])
     if view == "speed":
@@ -145,25 +141,16 @@ class LogMel(nn.Module):
         return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Scaled log-mel spectrograms: (B, 64000) -> (B, 1, 128, 1001)."""
+        """Log-mel spectrograms, scaled to [0, 1]: (B, 64000) -> (B, 1, 128, 1001)."""
         decibels = self.decibels(waveforms)
         offset, divisor = self.limits(decibels)
         return ((decibels - offset) / divisor)[:, None]
 
 
-def clip_views(waveform: Tensor, clip: str, audio: AudioSettings, views: ViewSettings, log_mel: LogMel) -> np.ndarray:
-    """The spectrograms of all views of one clip: (S,) -> (V, 128, 1001), float16.
-
-    Half precision keeps values of [0, 1] to 0.0003, a tenth of the step of 8-bit grey pictures, and 0 exactly.
-    """
-    waveforms = torch.stack([make_view(waveform, clip, view, audio, views) for view in views.names])  # (V, 64000)
-    return log_mel(waveforms)[:, 0].numpy().astype(np.float16)
-
-
 def write_spectrograms(
     manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings, views: ViewSettings
 ) -> None:
-    """Prepare a corpus in one pass: read each sound, compute its views' spectrograms, append them to one file.
+    """Read each sound of a corpus, compute its views' spectrograms, and append them to one file.
 
     Leaves views.f16, (N, V, 128, 1001) in half precision; clips.csv, the manifest with a column samples (of the
     recording, at ``audio.sample_rate``); and left_out.csv, the clips that cannot be trained on, with the reason.
@@ -177,7 +164,9 @@ def write_spectrograms(
             return str(error), 0, b""
         if reason := why_unusable(waveform, audio.sample_rate):
             return f"{path}: {reason}.", 0, b""
-        return "", len(waveform), clip_views(waveform, clip, audio, views, log_mel).tobytes()
+        waveforms = torch.stack([make_view(waveform, clip, view, audio, views) for view in views.names])  # (V, 64000)
+        # Half precision keeps values of [0, 1] to 0.0003, a tenth of the step of 8-bit grey pictures, and 0 exactly.
+        return "", len(waveform), log_mel(waveforms).numpy().astype(np.float16).tobytes()
 
     reasons, samples = [], []
     # One thread a clip: on work this small, torch's own threads wait for each other. 256 clips at a time, for memory.

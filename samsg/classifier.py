@@ -29,7 +29,7 @@ from samsg.metrics import estimate_text, summarise, unit_of
 from samsg.model import build_model
 from samsg.rollout import attention_rollout
 from samsg.settings import AudioSettings, ModelSettings, RolloutSettings, SamsgError, load_profile
-from samsg.stages import Run, find_run, finished_runs, load_model, open_run, read_clips, read_predictions
+from samsg.stages import Run, load_model, read_clips, read_predictions
 from samsg.training import EVALUATION_BATCH, Objective, evaluate, make_fabric
 
 Sound = str | Path | np.ndarray | Tensor  # a file, or mono samples in [-1, 1], (S,)
@@ -39,8 +39,8 @@ CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
 
 class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD):
-    """A trained model: its classes in the order of the logits, the profile's groups audio, model and rollout, and what
-    it was trained on and reaches, in words (``about["worth"]``)."""
+    """A trained model: its classes in the order of the logits, the profile's groups audio, model and rollout, and in
+    ``about`` what it was trained on and reaches."""
 
     def __init__(self, emotions: list[str], settings: dict[str, Any], about: dict[str, Any]) -> None:
         super().__init__()
@@ -50,7 +50,6 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
 
     @cached_property  # not a submodule: its filters are not weights to save
     def log_mel(self) -> LogMel:
-        """The front end that the model was trained with."""
         return LogMel(self.audio)
 
     @classmethod
@@ -59,13 +58,13 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         clips, profile = read_clips(run), run.profile
         emotions, note = emotions_of(clips), profile.note(run.corpus, run.protocol)
         summary = summarise(read_predictions(run, "probe"), emotions, unit_of(run.protocol))
-        commonest = 100 * max(summary.support.values()) / summary.n
         title = profile.title(run.corpus) + (f" ({note})" if note else "")
+        reached = f"Accuracy on {summary.n} test clips: {estimate_text(summary.accuracy)} %"
+        commonest = f"always the most frequent emotion: {100 * max(summary.support.values()) / summary.n:.1f} %"
+        made_by = f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}"
         about = {
-            "worth": f"Trained on {title}. Accuracy on {summary.n} test clips: {estimate_text(summary.accuracy)} %; "
-            f"always the most frequent emotion: {commonest:.1f} %.",
-            "training": f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}, "
-            f"{(clips['part'] == 'train').sum()} training clips",
+            "worth": f"Trained on {title}. {reached}; {commonest}.",
+            "training": f"{made_by}, {(clips['part'] == 'train').sum()} training clips",
             "windows": f"every window of {profile.audio.seconds:g} s: {', '.join(emotions)}",
         }
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("audio", "model", "rollout")}
@@ -78,8 +77,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
 
     @classmethod
     def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:  # type: ignore[override]
-        """Read a folder that ``save_pretrained`` wrote, or a model on the Hugging Face Hub ('owner/name'); SamsgError
-        if there is none."""
+        """A model of a folder that ``save_pretrained`` wrote, or of the Hub ('owner/name'); SamsgError if none fits."""
         options = {"local_files_only": not Path(place).is_dir() and not _hub_answers(), **options}
         try:
             with redirect_stdout(sys.stderr):  # where the hub's message does not mix with tables
@@ -93,16 +91,14 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         return classifier.eval()
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
-        """The model card, with what the model was trained on and what it reaches."""
         return super().generate_model_card(*arguments, about=self.about, **options)
 
     def _windows(self, sound: Sound, sample_rate: int | None = None) -> tuple[Tensor, pd.DataFrame, Tensor]:
-        """The recording at the model's rate, (S,), and its windows of 4 s, the last one ending with it: start and end
-        (s), and samples (W, 64000)."""
-        length, rate = self.audio.n_samples, self.audio.sample_rate
-        name = sound if isinstance(sound, str | Path) else "The recording"
+        """The recording at the model's rate, (S,); start and end (s) of its windows of 4 s, of which the last one ends
+        with it; and their samples, (W, 64000)."""
+        length, rate, name = self.audio.n_samples, self.audio.sample_rate, "The recording"
         if isinstance(sound, str | Path):
-            waveform = read_sound(sound, rate, LONGEST)
+            waveform, name = read_sound(sound, rate, LONGEST), str(sound)
         else:
             waveform = torch.as_tensor(sound)
             if waveform.ndim != 1 or not waveform.is_floating_point() or not waveform.isfinite().all():
@@ -157,15 +153,16 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         shown = waveform[: SHOWN * self.audio.n_samples]
         table, spectrograms = self.predict(shown).drop("recording"), self.log_mel(self._windows(shown)[2])
         maps = attention_rollout(self.model, spectrograms, **self.rollout.model_dump())  # (W, 12, 99)
-        decibels, frames = self.log_mel.decibels(shown[None])[0].numpy(), self.audio.sample_rate / self.audio.hop
-        heat, stride = np.full(decibels.shape, np.nan), self.model.stride  # (128, T)
+        decibels, stride = self.log_mel.decibels(shown[None])[0].numpy(), self.model.stride  # (128, T)
         inset = (self.model.patch - stride) // 2  # each patch is shown by the cells around its centre
+        heat = np.full(decibels.shape, np.nan)
         for window, values in zip(table.itertuples(), maps.numpy(), strict=True):
-            first = round(window.start * frames)
+            first = round(window.start * self.audio.sample_rate / self.audio.hop)  # frame
             heat[:, first:] = np.nan  # what two windows share is shown with the later one
-            place = heat[inset : inset + stride * len(values), first + inset :]
-            cells = np.kron(values, np.ones((stride, stride)))[:, : place.shape[1]]  # without the padding
-            place[:, : cells.shape[1]] = cells / cells.max() if window.emotion else np.nan
+            if window.emotion:
+                place = heat[inset:, first + inset :]
+                cells = np.kron(values, np.ones((stride, stride)))[:, : place.shape[1]]  # without the padding
+                place[: cells.shape[0], : cells.shape[1]] = cells / cells.max()
         if len(shown) < len(waveform):
             title += f" (the first {table['end'].max():g} of {len(waveform) / self.audio.sample_rate:.1f} s)"
         return figures.timeline(title, shown.numpy(), table, decibels, heat, self.audio)
@@ -183,9 +180,10 @@ def _hub_answers() -> bool:
 def open_classifier(name: str = "") -> SamsgClassifier:
     """The model of a finished run (demo/savee), of a folder, or of the Hub; '' is the demo's first model."""
     if not name:
-        corpus, seeds = next(iter(finished_runs(load_profile("demo")).items()))
-        return SamsgClassifier.from_run(open_run("demo", corpus, "random", seeds[0]))
-    run = find_run(name)
+        demo = load_profile("demo")
+        corpus, seeds = next(iter(stages.finished_runs(demo).items()))
+        return SamsgClassifier.from_run(stages.open_run(demo, corpus, seed=seeds[0]))
+    run = stages.find_run(name)
     return SamsgClassifier.from_run(run) if run else SamsgClassifier.from_pretrained(name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,16 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from samsg.settings import SamsgError, home, in_repository, load_profile, nearest
-from samsg.storage import complete_folder, explain_failed_writes
+import samsg
+from samsg.settings import STAGES, SamsgError, home, in_repository, load_profile, nearest
+from samsg.storage import atomic, complete_folder, explain_failed_writes
 
-STUDY_NOTEBOOKS = {
-    "claim": "08_controls_and_ablations",
-    "controls": "08_controls_and_ablations",
-    "sensitivity": "08_controls_and_ablations",
-    "shortcuts": "10_shortcuts",
-    "faithfulness": "11_faithfulness",
-}
+STUDY_NOTEBOOKS = dict.fromkeys(("claim", "controls", "sensitivity"), "08_controls_and_ablations")
+STUDY_NOTEBOOKS |= {"shortcuts": "10_shortcuts", "faithfulness": "11_faithfulness"}
+TITLES = {"baseline": "stage i", "samsg": "stage ii", "probe": "stage iii"}  # of stages, in lines of progress
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Get the corpora, check them, add your own.")
@@ -117,9 +115,9 @@ def reproduce(
     runs = home() / "runs" / chosen.name
     with explain_failed_writes(runs):
         (runs / "notebooks").mkdir(parents=True, exist_ok=True)
-    if study:
-        choice = {name: list(getattr(chosen, name)) for name in given} | ({"corpora": names} if corpora else {})
-        _run_study(study, {"profile": profile, **choice}, runs)
+    if study:  # its notebook has its own choice of what is not named here
+        named = {name: list(getattr(chosen, name)) for name in given} | ({"corpora": names} if corpora else {})
+        _run_study(study, {"profile": profile, **named}, runs)
         return
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(in_repository("Snakefile"))]
     command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
@@ -128,43 +126,54 @@ def reproduce(
     asked = {"corpora": names, "protocols": chosen.protocols, "seeds": chosen.seeds}
     command += [f"{name}={','.join(map(str, values))}," for name, values in asked.items()]  # '007,' stays text
     print(f"Profile '{chosen.name}': {chosen.description}. Executed notebooks: {runs}", flush=True)
-    started = time.time()
-    if _run_snakemake(command, runs):
-        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, started)]))
+    _run_snakemake(command, runs)
     for name in chosen.protocols:
         results = tables.collect(chosen, name, names)
         paper = bool(set(chosen.corpora) & set(tables.PAPER_CORPORA))
         frame = tables.results_table(1, results, paper)
         print(f"\n{tables.to_markdown(frame, tables.caption(1, results, paper))}")
-        print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / chosen.name}")
+    print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / chosen.name}")
 
 
-def _run_snakemake(command: list[str], runs: Path) -> int:
-    """Run Snakemake with its log in a file, and print what the notebooks report instead. Its exit code."""
-    # The notebooks' tools are beside this interpreter, whether or not its environment is activated.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+def _run_snakemake(command: list[str], runs: Path) -> None:
+    """Run Snakemake with its log in a file, and print what the notebooks report instead."""
+    started = time.time()
     with (runs / "snakemake.log").open("w") as log, NamedTemporaryFile("r", dir=runs, prefix=".progress") as events:
-        environment["SAMSG_PROGRESS"] = events.name
+        environment = os.environ | {"SAMSG_PROGRESS": events.name}
         snakemake = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             while snakemake.poll() is None:
                 time.sleep(0.3)
-                for line in events:  # 'emodb  baseline  epoch 4/12  loss 1.21  0:40 left', overwritten on a terminal
-                    if (done := " done in " in line) or sys.stdout.isatty():
-                        print(f"{line.rstrip():70}", end="\n" if done else "\r", flush=True)
+                for event in events:
+                    if (done := " done in " in event) or sys.stdout.isatty():  # a terminal overwrites the other lines
+                        print(f"{progress_line(event, runs, started):70}", end="\n" if done else "\r", flush=True)
         except KeyboardInterrupt:  # the terminal sends it to all; the running notebook takes some seconds to end
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             snakemake.wait()
             print("\nsamsg: interrupted. The same command continues from the last epoch.", file=sys.stderr)
             raise typer.Exit(130) from None
-    return snakemake.returncode
+    if snakemake.returncode:
+        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, started)]))
+
+
+def progress_line(event: str, runs: Path, started: float) -> str:
+    """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
+    corpus, stage, state = event.split(maxsplit=2)
+    jobs = (
+        r"^(prepare|run|tables_and_figures) +(\d+)$"  # Snakemake's table of jobs; a run has the other stages' notebooks
+    )
+    counts = re.findall(jobs, (runs / "snakemake.log").read_text(errors="replace"), re.MULTILINE)
+    total = sum(int(count) * (len(STAGES) - 1 if job == "run" else 1) for job, count in counts)
+    notebooks = [path for path in runs.rglob("*.ipynb") if not path.name.endswith(".failed.ipynb")]
+    done = sum(path.stat().st_mtime >= started for path in notebooks)
+    return f"[{done}/{total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
 
 
 def _failures(runs: Path, started: float) -> list[str]:
     """The error of each notebook that failed since ``started``; without one, the end of Snakemake's log."""
     messages = []
-    for path in sorted(runs.rglob("notebooks/*.failed.ipynb")):
-        if path.stat().st_mtime >= started and path.stat().st_size:  # Snakemake creates it empty
+    for path in sorted(runs.rglob("*.failed.ipynb")):
+        if path.stat().st_mtime >= started:
             outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
             errors = [output for output in outputs if output["output_type"] == "error"]
             messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
@@ -173,7 +182,7 @@ def _failures(runs: Path, started: float) -> list[str]:
 
 
 def _run_study(study: str, parameters: dict[str, Any], runs: Path) -> None:
-    """Run a study's notebook by papermill, with what is named; the notebook has its own choice of the rest."""
+    """Run a study's notebook by papermill."""
     import papermill
 
     if study not in STUDY_NOTEBOOKS:
@@ -194,23 +203,22 @@ def runs() -> None:
     """List the finished runs and their test accuracies; 'predict', 'export' and 'verify' take their names."""
     import pandas as pd
 
-    from samsg.stages import PREDICTIONS, find_run, read_table
+    from samsg.stages import read_predictions
 
-    rows = []
-    for record in sorted((home() / "runs").glob("*/*/*/seed*/probe/record.json")):
-        row = {"profile/corpus/protocol/seed": record.parents[1].relative_to(home() / "runs").as_posix()}
+    folder, rows = home() / "runs", []
+    for probe in sorted(folder.glob("*/*/*/seed*/probe")):
+        name = probe.parent.relative_to(folder).as_posix()
         try:
-            if run := find_run(record.parents[1]):
-                for method, stage in {"DeiT (%)": "baseline", "SAMSG (%)": "probe"}.items():
-                    tested = read_table(run.stage_folder(stage) / PREDICTIONS).query("part == 'test'")
-                    row[method] = f"{100 * (tested['emotion'] == tested['predicted']).mean():.1f}"
-                finished = json.loads(record.read_text())["finished"][:10]
-                rows.append({**row, "test clips": len(tested), "finished": finished})
+            if run := samsg.find_run(name):
+                tables = [read_predictions(run, stage) for stage in ("baseline", "probe")]
+                accuracies = [f"{100 * (table['emotion'] == table['predicted']).mean():.1f}" for table in tables]
+                rows.append([name, *accuracies, len(tables[0])])
         except SamsgError as error:  # of another version
             print(f"samsg: {error}", file=sys.stderr)
     if not rows:
-        raise SamsgError(f"There is no finished run in {home() / 'runs'}; 'samsg reproduce' makes three.")
-    print(pd.DataFrame(rows).to_string(index=False))
+        raise SamsgError(f"There is no finished run in {folder}; 'samsg reproduce' makes three.")
+    columns = ["profile/corpus/protocol/seed", "DeiT (%)", "SAMSG (%)", "test clips"]
+    print(pd.DataFrame(rows, columns=columns).to_string(index=False))
 
 
 @app.command(rich_help_panel="Use the results")
@@ -221,21 +229,18 @@ def predict(
     plot: Annotated[Path | None, typer.Option(help="a folder for pictures: emotions and attention over time")] = None,
 ) -> None:
     """Name the emotion of recordings, for each window of 4 s. Exit code 1: some files could not be read."""
-    from samsg.classifier import open_classifier
     from samsg.corpora import find_sounds
-    from samsg.storage import atomic
 
-    classifier, n_read = open_classifier(model), 0
+    classifier, n_read = samsg.open_classifier(model), 0
     print(classifier.about["worth"], file=sys.stderr if as_csv else sys.stdout)
     files = [file for path in sounds for file in (map(path.joinpath, find_sounds(path)) if path.is_dir() else [path])]
     if not files:
         raise SamsgError(f"There is no sound file in {', '.join(map(str, sounds))}.")
-    unique = len({path.stem for path in files}) == len(files)
     for number, path in enumerate(files, 1):
         try:
             windows = classifier.predict(path)
             if plot is not None:
-                with atomic(plot / f"{path.stem if unique else f'{number}_{path.stem}'}.png") as partial:
+                with atomic(plot / f"{number}_{path.stem}.png") as partial:
                     classifier.picture(path, path.name).savefig(partial, dpi=150, format="png")
         except SamsgError as error:
             print(f"samsg: {error}", file=sys.stderr)
@@ -257,11 +262,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="replace a model that was exported there")] = False,
 ) -> None:
     """Save a run's model as a folder that others can use: weights, settings, and a model card."""
-    from samsg.classifier import open_classifier
-
     if folder.exists() and not (force and (folder / "config.json").is_file()):
         raise SamsgError(f"{folder} already exists; name a new folder. --force replaces an exported model only.")
-    classifier, partial = open_classifier(run), folder.with_name(f"{folder.name}.partial")
+    classifier, partial = samsg.open_classifier(run), folder.with_name(f"{folder.name}.partial")
     with explain_failed_writes(folder):
         classifier.save_pretrained(partial)
         complete_folder(partial)
@@ -275,9 +278,8 @@ def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, 
     Exit code 0: equal to six digits; 1: a decision differs; 2: only digits differ, as on another processor.
     """
     from samsg.classifier import verify as compute_again
-    from samsg.stages import find_run
 
-    found = find_run(run)
+    found = samsg.find_run(run)
     if found is None:
         raise SamsgError(f"There is no finished run '{run}' in {home() / 'runs'}; name one as demo/savee/random/seed0.")
     table = compute_again(found)

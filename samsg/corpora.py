@@ -1,6 +1,6 @@
 """A corpus as one table (Section IV-A), from the names of its files or from a CSV; and its check.
 
-The lists in official/ hold the name, sample rate and length of every file and, for EmoDB and CREMA-D, its SHA-256;
+official/ lists the name, sample rate and length of every published file and, for EmoDB and CREMA-D, its SHA-256.
 RAVDESS's list follows from its file-name scheme.
 """
 
@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +23,16 @@ from samsg.settings import SamsgError, home, nearest
 
 COLUMNS = ["clip", "path", "corpus", "speaker", "sentence", "emotion"]
 PARTS = ("train", "validation", "test")
+FEWEST = len(PARTS)  # clips of a class: one for each part
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 PARTS_FILE = "parts.csv"  # the split of an embedded corpus that has its own: path, part
-NO_AUDIO = "1076_MTI_SAD_XX"  # CREMA-D's README lists this clip as having no audio
+NO_AUDIO = "1076_MTI_SAD_XX"  # a clip without audio, as CREMA-D's README says: it is not checked
 SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
 RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
-FEWEST = len(PARTS)  # clips of a class: one for each part
-# What a check finds of a file that cannot be read.
-UNUSABLE = dict(status="unusable", reason="", sample_rate=0, channels=0, frames=0, seconds=0.0, sha256="")
+CHECKED = ["status", "reason", "sample_rate", "channels", "frames", "seconds", "sha256"]  # what a check finds of a file
 
 
-@dataclass(frozen=True)
-class Grammar:
+class Grammar(NamedTuple):
     """How a corpus names its files."""
 
     title: str  # the name of the corpus in print
@@ -88,20 +85,26 @@ def parse_path(path: str, corpus: str) -> dict[str, str] | None:
 def find_sounds(root: Path) -> list[str]:
     """The sound files below a folder, relative to it and sorted. Links to folders are followed."""
     # glob leaves out names that start with a dot: copies that macOS and Jupyter make.
-    names = (name.replace(os.sep, "/") for name in glob.iglob("**/*", root_dir=root, recursive=True))
-    sounds = sorted(name for name in names if Path(name).suffix.lower() in SOUNDS and os.path.isfile(root / name))
-    for name in sounds:
-        if not name.isprintable():
-            raise SamsgError(f"{root} has the name {name!r}; tables cannot hold its characters, so rename it.")
+    names = sorted(Path(name).as_posix() for name in glob.iglob("**/*", root_dir=root, recursive=True))
+    sounds = [name for name in names if Path(name).suffix.lower() in SOUNDS and os.path.isfile(root / name)]
+    if odd := [name for name in sounds if not name.isprintable()]:
+        raise SamsgError(f"{root} has the name {odd[0]!r}; tables cannot hold its characters, so rename it.")
     return sounds
+
+
+def parse_folder(root: Path, corpus: str) -> pd.DataFrame:
+    """Path, clip, speaker, sentence and emotion of every sound below a folder; '' where a name is of no clip."""
+    unknown = dict.fromkeys(("clip", "speaker", "sentence", "emotion"), "")
+    # SAVEE's speaker may be the name of the root itself.
+    parsed = {path: parse_path(f"{root.name}/{path}", corpus) or unknown for path in find_sounds(root)}
+    return pd.DataFrame([{"path": path, **clip} for path, clip in parsed.items()], columns=["path", *unknown])
 
 
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     """The manifest of a corpus: a row for each clip, sorted by clip, with the columns of ``COLUMNS``.
 
     Args:
-        corpus: a key of ``GRAMMARS``; the path of a CSV with columns path and emotion and, where known, speaker,
-            sentence and part (train, validation, test: a published split).
+        corpus: a key of ``GRAMMARS``, or the path of a CSV (data/README.md describes its columns).
         root: the folder that paths are relative to; by default data/<corpus>, or a CSV's own folder.
 
     Raises:
@@ -125,16 +128,13 @@ def _folder(corpus: str, root: str | Path | None) -> Path:
 
 def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
     if corpus not in GRAMMARS:
-        own = "Your own is a CSV file; 'samsg data new FOLDER' makes one from a folder of recordings."
+        own = "Your own is a CSV file; 'samsg data new FOLDER' makes one."
         raise SamsgError(f"There is no corpus '{corpus}'; {nearest(corpus, GRAMMARS)} {own}")
-    grammar, sounds = GRAMMARS[corpus], find_sounds(root)
-    # SAVEE's speaker may be the name of the root itself.
-    parsed = {path: parse_path(f"{root.name}/{path}", corpus) for path in sounds}
-    rows = [{"path": path, "corpus": corpus, **clip} for path, clip in parsed.items() if clip]
-    if missing := sorted(set(grammar.emotions.values()) - {row["emotion"] for row in rows}):
-        found = f"{root} has {len(sounds)} sound files, and no {', '.join(missing)} of {grammar.title}"
+    grammar, table = GRAMMARS[corpus], parse_folder(root, corpus)
+    if missing := sorted(set(grammar.emotions.values()) - set(table["emotion"])):
+        found = f"{root} has {len(table)} sound files, and no {', '.join(missing)} of {grammar.title}"
         raise SamsgError(f"{found}. Names are like {grammar.example}; data/README.md says how to get it.")
-    return pd.DataFrame(rows)[COLUMNS]
+    return table[table["clip"] != ""].assign(corpus=corpus)[COLUMNS]
 
 
 def _read_csv(path: Path, root: Path) -> pd.DataFrame:
@@ -143,24 +143,22 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
         table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors too
         raise SamsgError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
-    if missing := [column for column in ("path", "emotion") if column not in table]:
-        raise SamsgError(f"{path} has columns {', '.join(table.columns)}; it also needs {' and '.join(missing)}.")
-    for column in ("path", "emotion"):
-        for line, cell in enumerate(table[column], start=2):
-            if not cell or not cell.isprintable():
-                raise SamsgError(f"{path}, line {line}: {column} is empty or has characters that tables cannot hold.")
+    if not {"path", "emotion"} <= {*table.columns}:
+        raise SamsgError(f"{path} has columns {', '.join(table.columns)}; it needs path and emotion.")
     if missing := [entry for entry in table["path"] if not os.path.isfile(root / entry)]:
-        found = f"{path} lists {len(missing)} files that do not exist in {root}, such as {missing[0][:200]!r}"
+        found = f"{path} lists {len(missing)} files that do not exist in {root}, such as {missing[0]!r}"
         raise SamsgError(f"{found}; correct the paths, or give the folder that they are relative to.")
-    clips = table["path"]
-    if clips.map(os.path.isabs).all():  # so that a clip keeps its name when the corpus moves
-        folder = os.path.commonpath([os.path.dirname(clip) for clip in clips]) if len(clips) else ""
-        clips = clips.map(lambda clip: Path(os.path.relpath(clip, folder)).as_posix())
+    if (table["emotion"] == "").any():
+        raise SamsgError(f"{path} has no emotion for {table['path'][table['emotion'] == ''].iat[0]}.")
     if "part" in table and set(table["part"]) != set(PARTS):
-        found, needed = ", ".join(map(repr, sorted(set(table["part"])))), ", ".join(PARTS)
-        raise SamsgError(f"{path} has {found} in column part; a published split needs {needed}, each at least once.")
-    table = table.assign(clip=clips, corpus=path.stem)
-    return table.reindex(columns=[*COLUMNS, *({"part"} & {*table})], fill_value="")
+        found = ", ".join(map(repr, sorted(set(table["part"]))))
+        raise SamsgError(f"{path} has {found} in column part; a published split needs each of {', '.join(PARTS)}.")
+    clips = table["path"]
+    if len(clips) and clips.map(os.path.isabs).all():  # so that a clip keeps its name when the corpus moves
+        folder = os.path.commonpath([os.path.dirname(clip) for clip in clips])
+        clips = clips.map(lambda clip: Path(os.path.relpath(clip, folder)).as_posix())
+    columns = [*COLUMNS, "part"] if "part" in table else COLUMNS
+    return table.assign(clip=clips, corpus=path.stem).reindex(columns=columns, fill_value="")
 
 
 def emotions_of(manifest: pd.DataFrame) -> list[str]:
@@ -182,9 +180,8 @@ def fingerprint(manifest: pd.DataFrame, root: Path) -> str:
 
 
 def official_list(corpus: str) -> pd.DataFrame:
-    """A corpus of ``GRAMMARS`` as published, a row for each file: clip, speaker, sentence, emotion, file, sample_rate
-    (Hz), frames and sha256; frames 0 and sha256 '' are unknown.
-    """
+    """A corpus as published, a row a file: file, sample_rate (Hz), frames (0: unknown), sha256 ('': unknown), clip,
+    speaker, sentence and emotion."""
     path = Path(__file__).with_name("official") / f"{corpus}.csv.gz"
     table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="bytes")
     table = table.astype({"sample_rate": int, "frames": int})
@@ -199,13 +196,13 @@ def published_counts(corpus: str, by: str = "emotion") -> pd.Series:
 class Report(NamedTuple):
     """What a check of a corpus found."""
 
-    place: str  # the corpus and its folder
-    files: pd.DataFrame  # path, clip, speaker, emotion, and the columns of UNUSABLE
+    place: str
+    files: pd.DataFrame  # path, clip, speaker, emotion, and CHECKED
     verdict: str
     exit_code: int  # 0 complete (and official, where there is a list), 1 usable, 2 not usable
 
     def text(self) -> str:
-        """The report for people: clips of each speaker and class, formats, counts of each status, the verdict."""
+        """Clips of each speaker and class, sample rates and channels, counts of each status, the verdict."""
         sounds = self.files[self.files["status"].isin(["ok", "other content"])]
         lines = [f"{self.place}: {len(sounds)} usable sounds, {sounds['seconds'].sum() / 60:.1f} min"]
         if len(sounds):
@@ -227,21 +224,40 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
     if corpus not in GRAMMARS:
         files = check_files(read_corpus(corpus, folder), folder)
         return Report(corpus, files, *_verdict(files, ""))
-    unknown = {"clip": "", "speaker": "", "emotion": ""}
-    parsed = {path: parse_path(f"{folder.name}/{path}", corpus) or unknown for path in find_sounds(folder)}
-    files = pd.DataFrame([{"path": path, **clip} for path, clip in parsed.items()], columns=["path", *unknown])
-    files = _compare(check_files(files, folder), official_list(corpus))
+    found, official = parse_folder(folder, corpus), official_list(corpus)
+    found, official = found[found["clip"] != NO_AUDIO], official[official["clip"] != NO_AUDIO]
+    missing = official[~official["clip"].isin(found["clip"])].rename(columns={"file": "path"})[found.columns]
+    files = check_files(pd.concat([found, missing], ignore_index=True), folder)
+    listed = official.set_index("clip")
+    known: dict[str, str] = {}  # clip -> path
+    statuses = []
+    for file in files.itertuples():
+        status, reason = file.status, file.reason
+        if file.clip not in listed.index:
+            status, reason = "unexpected name", reason or "not on the official list"
+        elif known.setdefault(file.clip, file.path) != file.path:
+            status, reason = "duplicate", f"the same clip as {known[file.clip]}"
+        elif file.Index >= len(found):
+            status, reason = "missing", "not on disk"
+        elif status == "ok":
+            rate, frames, sha256 = listed.loc[file.clip, ["sample_rate", "frames", "sha256"]]
+            same_length = file.sample_rate == rate and frames in (0, file.frames)
+            if file.sha256 != sha256 and (sha256 or not same_length):
+                content = f"{file.sample_rate} Hz, {file.frames} samples"
+                status, reason = "other content", f"{content} (official: {rate} Hz, {frames or 'any'} samples)"
+        statuses.append((status, reason))
+    files[["status", "reason"]] = statuses
     return Report(f"{GRAMMARS[corpus].title} in {folder}", files, *_verdict(files, " and official"))
 
 
 def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Decode every file of a table: the table with the columns of UNUSABLE.
+    """Decode every file of a table: the table with the columns CHECKED.
 
-    The second copy of a recording is a 'duplicate' if a split may put it into another part, which training refuses.
+    The second copy of a recording is a 'duplicate' if a split may put it into another part.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(_inspect, [root / path for path in files["path"]])
-    files = files.join(pd.DataFrame(found, columns=list(UNUSABLE)))
+        files = files.join(pd.DataFrame(found, columns=CHECKED))
     for _, same in files[files["status"] == "ok"].groupby(["sha256", "emotion"]):
         if same.get("part", same["path"]).nunique() > 1:
             reason = f"the same recording as {same['path'].iat[0]}"
@@ -249,38 +265,14 @@ def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
     return files
 
 
-def _inspect(path: Path) -> dict[str, Any]:
-    """The columns of UNUSABLE for one file; it is unusable where training cannot read it."""
+def _inspect(path: Path) -> tuple[Any, ...]:
+    """The columns CHECKED of one file; it is unusable where training cannot read it."""
     try:
         reason, sound = why_unusable(read_sound(path), 16_000), soundfile.info(path)
     except SamsgError as error:
-        return {**UNUSABLE, "reason": str(error).removeprefix(f"{path} ")}
-    values = sound.samplerate, sound.channels, sound.frames, round(sound.duration, 3), *hash_files([path])
-    return dict(zip(UNUSABLE, ("unusable" if reason else "ok", reason, *values), strict=True))
-
-
-def _compare(files: pd.DataFrame, official: pd.DataFrame) -> pd.DataFrame:
-    """Each file with its status against the official list, and a row for each file that is missing."""
-    listed = official.set_index("clip")
-    known: dict[str, str] = {}  # clip -> path
-    for file in files.itertuples():
-        if file.clip not in listed.index:
-            status, reason = "unexpected name", file.reason or "not on the official list"
-        elif known.setdefault(file.clip, file.path) != file.path:
-            status, reason = "duplicate", f"the same clip as {known[file.clip]}"
-        elif file.clip == NO_AUDIO:
-            status, reason = "known defect", "CREMA-D's README lists it as having no audio; it is left out of training"
-        else:
-            rate, frames, sha256 = listed.loc[file.clip, ["sample_rate", "frames", "sha256"]]
-            same_length = file.sample_rate == rate and frames in (0, file.frames)
-            if file.reason or file.sha256 == sha256 or (same_length and not sha256):
-                continue
-            found = f"{file.sample_rate} Hz, {file.frames} samples{' of other bytes' if same_length else ''}"
-            status, reason = "other content", f"{found} (official: {rate} Hz, {frames or 'any'} samples)"
-        files.loc[file.Index, ["status", "reason"]] = status, reason
-    missing = official[~official["clip"].isin(list(known))].rename(columns={"file": "path"})
-    missing = missing.assign(**{**UNUSABLE, "status": "missing", "reason": "not on disk"})[files.columns]
-    return pd.concat([table for table in (files, missing) if len(table)], ignore_index=True)
+        return "unusable", str(error).removeprefix(f"{path} "), 0, 0, 0, 0.0, ""
+    details = sound.samplerate, sound.channels, sound.frames, sound.duration, *hash_files([path])
+    return "unusable" if reason else "ok", reason, *details
 
 
 def _verdict(files: pd.DataFrame, official: str) -> tuple[str, int]:
@@ -293,8 +285,7 @@ def _verdict(files: pd.DataFrame, official: str) -> tuple[str, int]:
         return f"not usable: {clips} can be read, and a split needs {FEWEST} of each (see data/README.md).", 2
     if "duplicate" in counts:
         return "not usable: keep one file of each recording.", 2
+    if counts.empty:
+        return f"complete{official}: {len(usable)} clips.", 0
     found = ", ".join(f"{count} {status}" for status, count in counts.items())
-    if counts.drop("known defect", errors="ignore").empty:
-        return f"complete{official}: {len(usable)} clips{f' and {found}' if found else ''}.", 0
-    note = " State this with every result." if "other content" in counts else ""
-    return f"usable, but not complete{official}: {found}.{note}", 1
+    return f"usable, but not complete{official}: {found}.", 1

@@ -7,12 +7,11 @@ import tempfile
 from pathlib import Path
 
 from samsg.audio import LFS_POINTER
-from samsg.corpora import GRAMMARS, find_sounds, parse_path
+from samsg.corpora import GRAMMARS, parse_folder
 from samsg.settings import SamsgError, nearest
 from samsg.storage import locked
 
-# Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings. CREMA-D 1.3.0 has
-# 7 441 files; the one without audio is missing.
+# Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings.
 PACKAGES = {"emodb": ("emodb", "1.4.1"), "crema_d": ("crema-d", "1.3.0")}
 SOURCES = {
     "savee": "register with the University of Surrey (kahlan.eps.surrey.ac.uk/savee) and download its audio archive",
@@ -31,23 +30,20 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     """
     if corpus not in GRAMMARS:
         raise SamsgError(f"There is no corpus '{corpus}' to fetch; {nearest(corpus, GRAMMARS)}")
-    folder, title = Path(folder).expanduser().resolve(), GRAMMARS[corpus].title
-    if n_clips := sum(parse_path(f"{folder.name}/{path}", corpus) is not None for path in find_sounds(folder)):
-        print(f"{title}: {folder} already has {n_clips} clips. To fetch it again, remove that folder.")
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SamsgError(f"{title} belongs in {folder}, which holds something else. Move that away.")
+    folder = Path(folder).expanduser().resolve()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise SamsgError(f"{folder} already holds files. 'samsg data check {corpus}' tells which; or move them away.")
     source = Path(source).expanduser() if source else _load(corpus)
-    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         if not source.is_dir():
             # Its name may be that of SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
-            archive, source = source, Path(unpacked) / "copy" / source.name.partition(".")[0]
+            archive, source = source, Path(temporary) / "copy" / source.name.partition(".")[0]
             try:
                 shutil.unpack_archive(archive, source, filter=None if archive.suffix == ".zip" else "data")
             except Exception as error:  # archives and decompressors raise errors of any kind
                 raise SamsgError(f"{archive} is not a folder, zip or tar that can be unpacked: {error}") from error
-        _copy_clips(corpus, source, Path(unpacked) / "clips")
-        (Path(unpacked) / "clips").rename(folder)
+        _copy_clips(corpus, source, Path(temporary) / "clips")
+        (Path(temporary) / "clips").rename(folder)
     return folder
 
 
@@ -63,23 +59,22 @@ def _load(corpus: str) -> Path:
         # The first channel, not the mean: audb would write mono files anew for a mean, and their SHA-256 would change.
         database = audb.load(name, version=version, format="wav", sampling_rate=16_000, channels=[0], num_workers=8)
     except Exception as error:  # audb raises whatever its backends, the network and the decoders do
-        install = "It needs pip install -e '.[data]' and a network; what was loaded is kept."
+        install = "It needs a network and pip install -e '.[data]'."
         raise SamsgError(f"audb could not load {name} {version}: {error} {install} Or {advice}") from error
     return Path(database.root)
 
 
 def _copy_clips(corpus: str, source: Path, target: Path) -> None:
-    clips = {name: clip for name in find_sounds(source) if (clip := parse_path(f"{source.name}/{name}", corpus))}
-    if not clips:
+    clips = parse_folder(source, corpus).query("clip != ''")
+    if clips.empty:
         raise SamsgError(f"{source} has no clip of {GRAMMARS[corpus].title}, named like {GRAMMARS[corpus].example}.")
-    for name, clip in clips.items():
-        content = (source / name).read_bytes()
+    for clip in clips.itertuples():
+        content = (source / clip.path).read_bytes()
         if content.startswith(LFS_POINTER):
-            advice = "give a clone of the repository, after 'git lfs pull' in it."
-            raise SamsgError(f"{name} of {source} is a Git LFS pointer, the text in place of a sound: {advice}")
-        stem = clip["clip"].removeprefix(f"{clip['speaker']}_") if corpus == "savee" else clip["clip"]
-        path = target / FOLDERS[corpus].format(**clip) / f"{stem}{Path(name).suffix.lower()}"
+            raise SamsgError(f"{clip.path} of {source} is a Git LFS pointer, not a sound; run 'git lfs pull' there.")
+        stem = clip.clip.removeprefix(f"{clip.speaker}_") if corpus == "savee" else clip.clip
+        path = target / FOLDERS[corpus].format(speaker=clip.speaker) / f"{stem}{Path(clip.path).suffix.lower()}"
         if path.exists() and path.read_bytes() != content:
-            raise SamsgError(f"{source} has {clip['clip']} twice, with different sounds; remove one of them.")
+            raise SamsgError(f"{source} has {clip.clip} twice, with different sounds; remove one of them.")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -1,7 +1,7 @@
-"""The pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
+"""Pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
 
-Functions without an ``ax`` return a whole figure, those with one draw on it. A note, such as 'synthetic speech', stands
-above the panels. Spectrograms have the shape (128, T), the lowest band first.
+Functions with an ``ax`` draw on it, the others return a figure; a note, such as 'synthetic speech', stands above its
+panels. Spectrograms have the shape (128, T), the lowest band first.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from samsg.storage import atomic
 
 Array = np.ndarray
 WIDTH, FONT_SIZE = 7.16, 8  # of a two-column page, inches; of all text, points
-# For names in other scripts; matplotlib takes each character from the first font that has it.
-SCRIPTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAexGothic", "Noto Sans Devanagari"]
-SCRIPTS += ["Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS"]
+# For names in other scripts: matplotlib takes each character from the first font that has it.
+SCRIPTS = ("Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "PingFang SC", "Microsoft YaHei")
 FONTS = ["DejaVu Sans", *(name for name in SCRIPTS if name in mpl.font_manager.get_font_names())]
 BLUE, GREEN, RED = "#0072B2", "#009E73", "#D55E00"  # Okabe & Ito (2008): safe for colour-blind readers
 PARTS = {"train": (BLUE, "-"), "validation": (GREEN, ":"), "test": (RED, "--")}  # colour, line
-MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
 CELLS: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "none"}  # one cell, one rectangle
 LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": FONT_SIZE, "frameon": False}
 # Of a map over a spectrogram: transparent, orange, yellow.
@@ -41,29 +39,25 @@ HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#D55E0000", "#D55E
 
 
 class DescribedFigure(Figure):
-    """A figure with a text alternative (nbconvert reads it in the image's metadata, MyST as plain text)."""
+    """A figure with text of one size, and a text alternative: the note, title and labels of every panel, legends."""
 
-    def description(self) -> str:
-        """The note, the title and labels of every panel, and the titles of its legends."""
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         texts = [self.get_suptitle().replace("\n", " ")]
         for ax in self.axes:
             labels = " over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
             texts.append(": ".join(filter(None, (ax.get_title() or ax.get_title(loc="left"), labels))))
         texts += [legend.get_title().get_text() for legend in self.legends]
-        return ". ".join(dict.fromkeys(filter(None, texts)))
-
-    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        return {"text/plain": self.description()}, {"image/png": {"alt": self.description()}}
+        text = ". ".join(dict.fromkeys(filter(None, texts)))
+        return {"text/plain": text}, {"image/png": {"alt": text}}  # nbconvert reads the second, MyST the first
 
     def draw(self, renderer: Any) -> None:
-        """Draw with text of one size, in fonts for many scripts."""
         for text in self.findobj(mpl.text.Text):
             text.set(fontsize=FONT_SIZE, fontfamily=FONTS)
         super().draw(renderer)
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: Any) -> tuple[Figure, Array]:
-    """An empty figure with its note, and its axes (rows, columns); size in inches, sharing is sharex and sharey."""
+    """A figure of empty panels, and their axes (rows, columns). Size in inches; sharing is sharex and sharey."""
     style: dict[str, Any] = {"figsize": size, "layout": "constrained", "dpi": 144, "FigureClass": DescribedFigure}
     figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
     plt.close(figure)  # or Jupyter would show it twice
@@ -75,13 +69,13 @@ def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", *
 
 
 def colour_bar(image: Any, axes: Any, label: str, **place: Any) -> None:
-    """A labelled colour bar beside one or several axes; place is that of ``Figure.colorbar``."""
+    """A labelled colour bar beside one or several axes; place as in ``Figure.colorbar``."""
     bar = image.figure.colorbar(image, ax=axes, label=label, **{"pad": 0.02, "aspect": 15, **place})
     bar.ax.tick_params(length=2)
 
 
 def curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Sequence[str] = tuple(PARTS)) -> None:
-    """One line a part over epochs: the mean over histories, one a seed, in a band from the lowest to the highest."""
+    """A line a part over epochs: the mean of histories, one a seed, in a band from the lowest to the highest."""
     table = pd.concat(histories, ignore_index=True)
     style: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 2, "markeredgewidth": 0, "legend": False}
     for part in parts:
@@ -93,7 +87,7 @@ def curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Seq
 
 
 def learning(histories: Sequence[pd.DataFrame], title: str = "", note: str = "") -> Figure:
-    """Loss and accuracy of one stage over its epochs, and the reconstruction loss if it has one; a history a seed."""
+    """Loss, accuracy and, in stage ii, reconstruction loss of one stage over its epochs; a history a seed."""
     measures = {"loss": "Cross-entropy loss", "accuracy": "Accuracy", "reconstruction": "Reconstruction loss (MSE)"}
     shown = [name for name in measures if f"train_{name}" in histories[0]]
     figure, axes = panels(1, len(shown), (WIDTH, 2.4), note)
@@ -110,10 +104,9 @@ def confusion_matrices(
 ) -> Figure:
     """Figure 5: one confusion matrix a corpus, three in a row. Numbers are clips, colour is the share of the row.
 
-    Both arguments have a panel's title as key: predictions of one part, and classes in the order of rows and columns.
+    Both arguments have the panels' titles as keys; classes are in the order of rows and columns.
     """
-    columns = min(3, len(predictions))
-    rows = -(-len(predictions) // columns)
+    columns, rows = min(3, len(predictions)), -(-len(predictions) // 3)
     figure, axes = panels(rows, columns, (max(3.5, WIDTH / 3 * columns), 2.8 * rows + 0.4), note)
     style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
     for index, (title, table) in enumerate(predictions.items()):
@@ -132,23 +125,20 @@ def confusion_matrices(
     return figure
 
 
-def comparison(
-    tables: Mapping[str, pd.DataFrame], measure: str = "accuracy", reference: float = 0.0, note: str = ""
-) -> Figure:
-    """A dot and a 95 % interval for every method, one panel a table; methods and range are shared.
+def comparison(tables: Mapping[str, pd.DataFrame], reference: float = 0.0, note: str = "") -> Figure:
+    """A dot and a 95 % interval for every method, one panel a table; a dashed line stands at ``reference``.
 
-    A table, named by its panel's title, has one row a method and the columns <measure>, <measure>_low and
-    <measure>_high, 0 to 1; measure is 'accuracy' or 'difference'. A dashed line stands at ``reference``.
+    Tables, by their panels' titles: a row a method, columns accuracy, accuracy_low and accuracy_high, 0 to 1.
     """
     methods = list(dict.fromkeys(method for table in tables.values() for method in table.index))
     figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * len(methods)), note, sharex="row", sharey="row")
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         places = [methods.index(method) for method in table.index]
-        value, low, high = (100 * table[f"{measure}{end}"] for end in ("", "_low", "_high"))
+        value, low, high = (100 * table[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
         ax.hlines(places, low, high, color=BLUE, linewidth=1.2)
         ax.plot(value, places, "o", color=BLUE, markersize=4)
         ax.axvline(100 * reference, color=RED, linewidth=0.8, linestyle="--")
-        ax.set(title=title, xlabel=f"{measure.capitalize()} (%)")
+        ax.set(title=title, xlabel="Accuracy (%)")
         ax.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(len(methods)), methods)
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
@@ -158,10 +148,9 @@ def comparison(
 def spectrogram(
     ax: Axes, log_mel: Array, audio: AudioSettings, title: str = "", end: float = np.inf, cmap: str = "magma"
 ) -> AxesImage:
-    """A log-mel spectrogram (bands, frames) in seconds and Hz; masked cells of a masked array are black.
+    """A log-mel spectrogram (128, T) in seconds and Hz; masked cells of a masked array are black.
 
-    Colours run from the recording's least to its largest value, masked cells included; ``set_clim`` changes that. The
-    recording ends at ``end`` (s); the padding behind it is grey.
+    The recording ends at ``end`` (s), and the padding behind it is grey. Colours have the range of the recording.
     """
     cells = np.ma.asanyarray(log_mel)
     bands, frames = cells.shape
@@ -171,7 +160,7 @@ def spectrogram(
     image = ax.imshow(cells, mpl.colormaps[cmap].with_extremes(bad="black"), extent=extent, **CELLS)
     recorded = cells.data[:, : int(min(end / frame, frames - 1)) + 1]
     image.set_clim(recorded.min(), recorded.max())
-    ticks = [frequency for frequency in MEL_TICKS if frequency < audio.sample_rate / 2]
+    ticks = [hertz for hertz in (250, 500, 1000, 2000, 4000, 8000) if hertz < audio.sample_rate / 2]
     # HTK mel scale (Eq. 2); band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
     mel = np.log10(1 + np.array([*ticks, audio.sample_rate / 2]) / 700)
     ax.set_yticks(mel[:-1] / mel[-1] * (bands + 1) - 1, [f"{f // 1000}k" if f >= 1000 else str(f) for f in ticks])
@@ -191,7 +180,7 @@ def mark_padding(ax: Axes, end: float, last: float) -> None:
 def overlay(
     ax: Axes, log_mel: Array, heat: Array, audio: AudioSettings, patch: int = 16, stride: int = 10, **options: Any
 ) -> AxesImage:
-    """A map of patches (12, 99), 0 to 1, over its spectrogram (128, 1001); options as ``spectrogram``.
+    """A map (12, 99), 0 to 1, over its spectrogram (128, 1001); options as ``spectrogram``.
 
     Patches overlap; each is shown by the cells around its centre, one stride wide.
     """

@@ -25,8 +25,7 @@ def important_patches(
     Args:
         heat: rollout, as ``attention_rollout`` returns it.
         threshold: patches above it are important (0.5 in the paper).
-        scale: what the threshold is compared with: the rollout divided by its maximum ('max'), or stretched from its
-            minimum, 0, to its maximum, 1 ('minmax'). Uniform rollout, stretched, has no important patches.
+        scale: before, the rollout is divided by its maximum ('max'), or stretched to the range 0 to 1 ('minmax').
         select, share: with 'share', the important patches are this share of all, rounded down, with the most rollout.
         speech: bool (B, 12, 99), from ``speech_patches``: only these patches count and can be important; None: all.
     """
@@ -42,30 +41,20 @@ def important_patches(
 def choose_patches(
     heat: Tensor, settings: MaskSettings, generator: torch.Generator, patch: int, stride: int, speech: Tensor
 ) -> Tensor:
-    """The patches that the settings mask, important ones or those of a control: (B, 12, 99) -> bool (B, 12, 99)."""
-    speech = speech if settings.padding == "exclude" else torch.ones_like(speech)
-    mask = important_patches(heat, settings.threshold, settings.scale, settings.select, settings.share, speech)
-    if settings.strategy == "rollout":
-        return mask
-    return control_patches(settings.strategy, heat, mask, generator, patch, stride, speech)
+    """The patches that the settings mask: (B, 12, 99) -> bool (B, 12, 99).
 
-
-def control_patches(
-    strategy: str, heat: Tensor, important: Tensor, generator: torch.Generator, patch: int, stride: int, speech: Tensor
-) -> Tensor:
-    """Patches that cover the same area as the important ones, elsewhere: (B, 12, 99), bool (B, 12, 99) -> bool.
-
-    The area is the number of black cells: overlapping patches that lie apart cover more than neighbours do. Patches are
-    taken in the order of the strategy until the next one would cover more than the important patches, so the areas
-    differ by less than one patch. Only patches of ``speech`` are taken.
-
-    Strategies: 'random' patches; those with the 'least' rollout; 'none'.
+    Strategies: 'rollout', the important patches; 'random' patches, or those with the 'least' rollout, that cover the
+    same area less at most one patch; 'none'. Overlapping patches that lie apart cover more than neighbours do, so area
+    is the number of black cells.
     """
-    if strategy == "none":
+    speech = speech if settings.padding == "exclude" else torch.ones_like(speech)
+    important = important_patches(heat, settings.threshold, settings.scale, settings.select, settings.share, speech)
+    if settings.strategy == "rollout":
+        return important
+    if settings.strategy == "none":
         return torch.zeros_like(important)
-    area = covered(important, patch, stride)
-    values = -heat if strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
-    return fill_area(values, speech, area, patch, stride)
+    order = -heat if settings.strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
+    return fill_area(order, speech, covered(important, patch, stride), patch, stride)
 
 
 def fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:

@@ -35,10 +35,8 @@ def patch_grid(n_mels: int, n_frames: int, patch: int = 16, stride: int = 10) ->
         SamsgError: the spectrogram is smaller than one patch.
     """
     if min(n_mels, n_frames) < patch:
-        raise SamsgError(
-            f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}; "
-            "lower model.patch or audio.hop, or lengthen audio.seconds."
-        )
+        found = f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}"
+        raise SamsgError(f"{found}; lower model.patch or audio.hop, or lengthen audio.seconds.")
     return (n_mels - patch) // stride + 1, (n_frames - patch) // stride + 1
 
 
@@ -70,10 +68,9 @@ class SpectrogramDeiT(nn.Module):
         n_mels, n_frames: size of the spectrogram along frequency and time, in cells.
         patch, stride: side of a patch and distance between neighbours, in cells.
         weights: 'random'; 'imagenet', from timm's hub; 'embedded', samsg's own DeiT-tiny of six blocks; 'dinov2', the
-            ViT-S that ``samsg weights`` downloads; or a file with weights of a distilled DeiT (.safetensors, or .pth
-            as published by its authors).
-        normalize: mean and standard deviation that the input is standardised with. With ``IMAGENET_GREY`` a
-            spectrogram in [0, 1] is treated as the grey pictures that DeiT was trained on.
+            ViT-S of ``samsg weights``; or a file of a distilled DeiT (.safetensors, or .pth as its authors publish it).
+        normalize: mean and standard deviation of the input. With ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated
+            as the grey pictures that DeiT was trained on.
 
     Raises:
         SamsgError: the weights are missing or do not fit.
@@ -121,17 +118,9 @@ def build_model(
     model: ModelSettings, audio: AudioSettings, n_classes: int, weights: str | None = None
 ) -> SpectrogramDeiT:
     """The model that the settings describe; ``weights`` replaces theirs. Errors as ``SpectrogramDeiT``."""
-    return SpectrogramDeiT(
-        n_classes,
-        model.size,
-        model.depth,
-        audio.n_mels,
-        audio.n_frames,
-        model.patch,
-        model.stride,
-        model.weights if weights is None else weights,
-        IMAGENET_GREY if model.normalize == "imagenet" else (0.0, 1.0),
-    )
+    cells = audio.n_mels, audio.n_frames, model.patch, model.stride
+    normalize = IMAGENET_GREY if model.normalize == "imagenet" else (0.0, 1.0)
+    return SpectrogramDeiT(n_classes, model.size, model.depth, *cells, weights or model.weights, normalize)
 
 
 def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], shape: dict[str, Any]) -> Any:
@@ -147,20 +136,18 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], shap
             if f"blocks.{depth - 1}.norm1.weight" not in state:
                 raise ValueError(f"they have fewer than {depth} blocks")
             if weights == "embedded":  # of 12 rows of patches, 128 mel bands; timm would take any grid for a square
-                rows = [12, (state["pos_embed"].shape[1] - 2) // 12]
-                positions = resample_abs_pos_embed(state["pos_embed"].float(), list(grid), rows, num_prefix_tokens=2)
-                state["pos_embed"] = positions  # (1, 1190, dim)
+                positions = state["pos_embed"].float()  # (1, 2 + 12 * columns, dim)
+                rows = [12, (positions.shape[1] - 2) // 12]
+                state["pos_embed"] = resample_abs_pos_embed(positions, list(grid), rows, num_prefix_tokens=2)
             dropped = tuple(f"blocks.{block}." for block in range(depth, 12))
             kept = {key: value for key, value in state.items() if not key.startswith(dropped)}
             channels = state["patch_embed.proj.weight"].shape[1]
             overlay = {"state_dict": kept, "input_size": (channels, 224, 224)}
-        vit: Any = timm.create_model(
-            name, weights != "random", pretrained_cfg_overlay=overlay, depth=depth, num_classes=0, **shape
-        )
+        options = {"pretrained_cfg_overlay": overlay, "depth": depth, "num_classes": 0, **shape}
+        vit: Any = timm.create_model(name, pretrained=weights != "random", **options)
     except Exception as error:
-        raise SamsgError(
-            f"The weights of {name} (asked for: '{weights}') could not be loaded: {error}. Set model.weights to "
-            "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)."
-        ) from error
+        known = "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)"
+        problem = f"The weights '{weights}' could not be loaded into {name}: {error}"
+        raise SamsgError(f"{problem}. Set model.weights to {known}.") from error
     vit.pretrained_cfg.pop("state_dict", None)
     return vit

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from samsg.corpora import FEWEST, GRAMMARS, Report, check_files, find_sounds, parse_path
+from samsg.corpora import FEWEST, GRAMMARS, Report, check_files, parse_folder
 from samsg.settings import SamsgError, home, profile_names
 from samsg.storage import atomic
 
@@ -36,7 +37,7 @@ def new_corpus(folder: Path, name: str = "") -> str:
     clips = files[files["status"] == "ok"].assign(path=lambda table: f"{folder}/" + table["path"])
     if clips["emotion"].nunique() < 2:
         problem = f"{folder} has {len(files)} sound files, but no two classes, in folders or in words of their names"
-        raise SamsgError(f"{problem}; write a CSV with columns path,emotion and rows such as /sounds/one.wav,anger.")
+        raise SamsgError(f"{problem}; write a CSV with columns path,emotion.")
     epochs = min(12, max(4, 5000 // len(clips)))  # 5, 5 and 3 with 1 000 clips: 6 minutes
     reader = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
     content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: reader}}
@@ -54,34 +55,35 @@ def new_corpus(folder: Path, name: str = "") -> str:
 
 def guess_labels(folder: Path) -> pd.DataFrame:
     """Path, clip, emotion, speaker and sentence of every sound below a folder; '' is unknown."""
-    paths = find_sounds(folder)
-    unknown = dict.fromkeys(("clip", "emotion", "speaker", "sentence"), "")
     for corpus in GRAMMARS:
-        parsed = [parse_path(f"{folder.name}/{path}", corpus) or unknown for path in paths]
-        if parsed.count(unknown) < 0.1 * len(paths):
-            return pd.DataFrame(parsed).assign(path=paths)
-    emotion, best, columns = pd.Series("", range(len(paths)), dtype=str), (False, False, -21), _columns(paths)
-    for (kind, _), column in columns.items():
+        table = parse_folder(folder, corpus)
+        if (table["clip"] == "").mean() < 0.1:
+            return table
+    table = table.assign(clip=table["path"], emotion="", speaker="", sentence="")
+    columns, ranks = _columns(table["path"]), {}
+    for place, column in columns.items():
         counts = column[column != ""].value_counts()
-        # Names of emotions first, then folders, then the fewest values, at most 20.
-        rank = bool(counts.index.str.match(EMOTION).mean() > 0.5), kind == "folder", -len(counts)
-        if 2 <= len(counts) <= 20 and counts.median() >= FEWEST and rank > best:
-            emotion, best = column, rank
-    table = pd.DataFrame({**unknown, "path": paths, "clip": paths, "emotion": emotion}, dtype=str)
+        if 2 <= len(counts) <= 20 and counts.median() >= FEWEST:
+            # Names of emotions first, then folders, then the fewest values.
+            ranks[place] = counts.index.str.match(EMOTION).mean() > 0.5, place[0] == "folder", -len(counts)
+    if not ranks:
+        return table
+    emotion = columns[max(ranks, key=lambda place: ranks[place])]
     known = emotion.map(emotion[emotion != ""].value_counts()) >= FEWEST
     for column in columns.values():
         # Speakers have several classes each, and two clips of a class on average; a take or a sentence has one.
-        pairs = pd.crosstab(column[known], emotion[known]).loc[lambda table: (table > 0).sum(axis=1) > 1]
+        pairs = pd.crosstab(column[known], emotion[known]).loc[lambda pairs: (pairs > 0).sum(axis=1) > 1]
         if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * known.sum(), 2 * pairs.size):
-            return table.assign(speaker=column)
-    return table
+            return table.assign(emotion=emotion, speaker=column)
+    return table.assign(emotion=emotion)
 
 
-def _columns(paths: list[str]) -> dict[tuple[str, int], pd.Series]:
+def _columns(paths: Iterable[str]) -> dict[tuple[str, int], pd.Series]:
     """Each folder, and each word of the last folder and the name, that nine in ten paths have, from both ends."""
     folders = [list(Path(path).parts[:-1]) for path in paths]
     words = [re.split(r"[-_. ]+", "_".join(Path(path).with_suffix("").parts[-2:])) for path in paths]
-    letters, columns = [[word.rstrip("0123456789") for word in each] for each in words], {}
+    letters = [[word.rstrip("0123456789") for word in each] for each in words]
+    columns = {}
     for kind, parts in {"folder": folders, "word": words, "letters": letters}.items():
         for place in (*range(5), *range(-5, 0)):
             column = pd.Series([each[place] if -len(each) <= place < len(each) else "" for each in parts], dtype=str)

@@ -3,8 +3,8 @@
 Abnar & Zuidema (ACL 2020) [13] mix each layer's attention A_raw, averaged over heads, with the identity, which stands
 for the residual connection, A = alpha A_raw + (1 - alpha) I (Eq. 6), and multiply the layers (Eq. 7). Only the row of
 CLS is used, and a row r passes through a layer as r A = alpha r A_raw + (1 - alpha) r. So neither the product nor the
-attention maps are kept: 12 layers x 12 heads x 1190 x 1190 numbers, 816 MB a clip. What is kept is the input of each
-layer's attention. Queries and keys are computed from it again, and attention for a few queries at a time.
+attention maps (816 MB a clip) are kept, but the input of each layer's attention. Queries and keys are computed from it
+again, and attention for a few queries at a time.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ def rollout_row(
         model: a ``SpectrogramDeiT``, or any ViT of timm with a CLS token and standard attention.
         spectrogram: input of the model.
         alpha: weight of the attention against the identity (Eq. 6), of the first two readings.
-        reading: 'output_to_input': the row of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed': the row of
-            A(1) ... A(L), as Eq. 7 is printed; 'discard': the row of A(L) ... A(1) where A is made as vit-explain
-            makes it (see ``discard_lowest``). Two maps for comparison: 'last_layer': the attention of the last layer
-            only; 'gradient': attention weighted by its gradient (see ``positive_relevance``).
+        reading: 'output_to_input': of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed': of A(1) ... A(L), as
+            Eq. 7 is printed; 'discard': of A(L) ... A(1) with vit-explain's A (``discard_lowest``). For comparison:
+            'last_layer': the last layer's attention; 'gradient': weighted by its gradient (``positive_relevance``).
         token: the row of CLS, the 'mean' of the CLS and distillation rows, or that of one token of each clip, (B,).
         discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
         layers: use only the last layers, this many; None: all.
@@ -105,11 +104,10 @@ def attention_maps(model: nn.Module, spectrogram: Tensor) -> list[Tensor]:
 
 
 def discard_lowest(attention: Tensor, ratio: float) -> Tensor:
-    """Set the lowest entries of each clip's map to 0: (B, T, T) -> (B, T, T).
+    """Set the lowest share of each clip's entries, rounded down, to 0, except CLS's to itself: (B, T, T) -> (B, T, T).
 
-    As vit-explain (https://github.com/jacobgil/vit-explain) does: the share is of all T x T entries, rounded down, and
-    the attention of CLS to itself is kept. Its code then divides column j, not row j, by the sum of row j, because that
-    sum lacks ``keepdim``; here rows are divided.
+    As https://github.com/jacobgil/vit-explain does. Its code then divides column j, not row j, by the sum of row j,
+    because that sum lacks ``keepdim``; here rows are divided.
     """
     flat = attention.flatten(1)  # (B, T * T)
     lowest = flat.topk(int(ratio * flat.shape[1]), largest=False, sorted=False).indices

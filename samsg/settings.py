@@ -1,7 +1,6 @@
 """What an experiment is: a profile of validated settings, read from configs/*.yaml.
 
-The defaults are the numbers of Section IV-B. docs/ambiguities.md gives the reason for each choice that the paper leaves
-open. A profile may extend another one.
+The defaults are the numbers of Section IV-B; docs/ambiguities.md gives reasons for what the paper leaves open.
 """
 
 from __future__ import annotations
@@ -24,16 +23,14 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Speed = Annotated[float, Field(ge=0.1, le=10)]
-# Profiles and corpora name folders, and pass through shells and Snakemake: no spaces, slashes, quotes, braces.
+# Names of folders that pass through shells and Snakemake: no spaces, slashes, quotes, braces.
 FolderName = Annotated[str, Field(pattern=re.compile(r"^[^\W_][\w.-]{0,99}$"))]
-
-
 # Settings of earlier versions, and what replaces them.
 RENAMED = {"rollout.order": "is now rollout.reading: 'abnar' is 'output_to_input', 'printed' is 'as_printed'"}
 
 
 class Stage(NamedTuple):
-    """One step of a run: the notebook that shows it, and the settings that decide it beside those of earlier stages."""
+    """One step of a run: its notebook, and the settings that decide it beside those of earlier stages."""
 
     notebook: str
     groups: tuple[str, ...]
@@ -61,7 +58,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def in_repository(name: str) -> Path:
-    """A file or folder of the repository that is not part of the package: configs, notebooks, the Snakefile."""
+    """A file or folder that only a checkout of the repository has: configs, notebooks, the Snakefile."""
     if not (REPOSITORY / name).exists():
         raise SamsgError(f"This needs '{name}' of the repository, but samsg is installed without it; use a checkout.")
     return REPOSITORY / name
@@ -119,8 +116,7 @@ class ModelSettings(Settings):
     patch: Count = 16  # cells
     stride: Count = 10  # cells
     weights: str = "imagenet"  # 'imagenet', 'embedded', 'dinov2', 'random', or a file of DeiT weights
-    # Of min-max spectrograms, which are grey images in [0, 1]: by ImageNet's grey mean and deviation, or not at all.
-    normalize: Literal["imagenet", "none"] = "imagenet"
+    normalize: Literal["imagenet", "none"] = "imagenet"  # by ImageNet's mean and deviation of grey, or not at all
 
 
 class RolloutSettings(Settings):
@@ -188,15 +184,14 @@ class SyntheticSettings(Settings):
     sentences: Count = 10
     takes: Count = 1  # of each sentence, by each speaker, in each emotion
     seed: int = 0
-    # Share of training and validation clips that say their emotion's own sentence. Test clips say any sentence. EmoDB.
-    shortcut: Share | None = None
+    strength: Positive | None = None  # of the acting; None: 1, about as in real corpora
+    shortcut: Share | None = None  # of EmoDB: share of training clips that say their emotion's own sentence
 
 
 class CorpusSettings(Settings):
     """Where a corpus is and what must be said about it."""
 
-    # 'savee', 'emodb', 'crema_d', 'ravdess', or the path of a CSV; empty: its own name
-    reader: str = ""
+    reader: str = ""  # 'savee', 'emodb', 'crema_d', 'ravdess', or the path of a CSV; empty: its own name
     root: str = ""  # folder of the sound files, relative to the home folder
     title: str = ""  # as tables and figures name it
     note: str = ""  # what every table and figure must say about it: 'synthetic speech'
@@ -219,15 +214,15 @@ class Profile(Settings):
     training: TrainingSettings = TrainingSettings()
     samsg: SamsgSettings = SamsgSettings()
     probe: ProbeSettings = ProbeSettings()
-    # The profile that this one is a variant of: stages with equal settings are run once, in that profile's folder.
+    # Stages with equal settings are run once, in the folder of the profile that this one is a variant of.
     variant_of: Profile | None = Field(None, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _check_groups(self) -> Profile:
-        problem, names = f"Profile '{self.name}' has invalid settings:", self.views.names
+        problem, views = f"Profile '{self.name}' has invalid settings:", self.views.names
         if self.audio.window > self.audio.n_fft:
             raise SamsgError(f"{problem} audio.window ({self.audio.window}) exceeds audio.n_fft ({self.audio.n_fft}).")
-        if names[:1] != ("clean",) or len(set(names)) != len(names):
+        if views[:1] != ("clean",) or len(set(views)) != len(views):
             raise SamsgError(f"{problem} views.names must have 'clean' first, and each view once.")
         return self
 
@@ -295,8 +290,7 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
 
     Args:
         profile: a name in configs/, or the path of a .yaml file.
-        overrides: settings to change, groups as dictionaries: ``mask={"threshold": 0.4}``. With another ``name`` the
-            changed profile has its own runs.
+        overrides: settings to change: ``mask={"threshold": 0.4}``. With another ``name`` the profile has its own runs.
 
     Raises:
         SamsgError: there is no such profile, or a setting is unknown or out of range.
@@ -307,10 +301,9 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
         groups = [*Settings.__subclasses__(), *StageSettings.__subclasses__()]
         names, problems = {name for group in groups for name in group.model_fields}, []
         for problem in error.errors():
-            message = f"{problem['msg']} (found {str(problem['input'])[:100]!r})"
+            place, message = ".".join(map(str, problem["loc"])), f"{problem['msg']} (found {problem['input']!r:.100})"
             if problem["type"] == "extra_forbidden":
                 close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.75)
-                message = f"unknown setting{f'; did you mean {close[0]!r}?' if close else ''}"
-            place = ".".join(map(str, problem["loc"]))
-            problems.append(f"{place}: {RENAMED.get(place, message)}")
+                message = RENAMED.get(place, f"unknown setting{f'; did you mean {close[0]!r}?' if close else ''}")
+            problems.append(f"{place}: {message}")
         raise SamsgError(f"Profile '{profile}' has invalid settings: {'; '.join(problems)}") from error

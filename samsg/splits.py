@@ -1,7 +1,7 @@
 """Train, validation and test: 70 / 15 / 15 (Section IV-A), at random, by speaker or by sentence.
 
-The paper splits at random. Its printed percentages fit test sets of ceil(0.15 N) clips, and the counts in its Figure 5
-fit a split stratified by emotion (docs/ambiguities.md), which is what scikit-learn gives.
+The paper splits at random. Its percentages fit test sets of ceil(0.15 N) clips, and Figure 5's counts fit a split
+stratified by emotion (docs/ambiguities.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from samsg.corpora import PARTS
+from samsg.corpora import FEWEST
 from samsg.settings import PROTOCOLS, SamsgError, nearest
 
 HELD_OUT = 0.15  # of all clips, once for validation and once for test
@@ -23,16 +23,15 @@ MOST_FOLDS = 5
 def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
     """A copy of the manifest with a column ``part``: train, validation or test.
 
-    'random' is stratified by emotion; a manifest that has a column ``part``, a published split, keeps it. 'speaker' and
-    'sentence' keep each speaker or sentence in one part: the corpus is divided into k folds (one for each speaker or
-    sentence, 5 at most), and seed s tests on fold s mod k of division s div k, so that seeds 0 to k-1 test every clip
-    once. With exactly two sentences, seed s tests on sentence s mod 2, trains on the other one, and validates on the
-    other one as spoken by 15 % of the speakers, whom s div 2 chooses and who are not trained on.
+    'random' is stratified by emotion, and keeps a published split: a column ``part`` of the manifest. 'speaker' and
+    'sentence' keep each speaker or sentence in one part: seed s tests on fold s mod k of division s div k into k folds
+    (5 at most), so that seeds 0 to k-1 test every clip once. With exactly two sentences, seed s tests on sentence
+    s mod 2; of the other one, 15 % of the speakers, whom s div 2 chooses, are for validation and the rest for training.
 
     Args:
-        manifest: with columns clip and emotion; speaker or sentence for those protocols.
+        manifest: with a column emotion and, for those protocols, speaker or sentence.
         protocol: 'random', 'speaker' or 'sentence'.
-        seed: of the split.
+        seed: from 0.
 
     Raises:
         SamsgError: an unknown protocol, a class of fewer than 3 clips, or too few speakers or sentences.
@@ -41,8 +40,8 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
         raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
     emotions, n = manifest["emotion"], len(manifest)
     counts = emotions.value_counts()
-    if counts.min() < len(PARTS):
-        found = f"{counts.min()} clips of '{counts.idxmin()}'; a split needs {len(PARTS)}, one for each part"
+    if counts.min() < FEWEST:
+        found = f"{counts.min()} clips of '{counts.idxmin()}'; a split needs {FEWEST}"
         raise SamsgError(f"The corpus has {found}. Add clips, or leave that class out.")
     if protocol == "random" and "part" in manifest:
         return manifest.copy()
@@ -84,10 +83,10 @@ def _has_two_sentences(manifest: pd.DataFrame, protocol: str) -> bool:
 
 
 def _groups(manifest: pd.DataFrame, column: str, at_least: int) -> pd.Series:
-    """The speaker or sentence of each clip; fewer than ``at_least`` of them, or clips without one, are an error."""
+    """The speaker or sentence of each clip, of which there must be ``at_least`` so many."""
     groups = manifest.get(column, pd.Series("", manifest.index))
     n_groups, n_unknown = groups[groups != ""].nunique(), int((groups == "").sum())
     if n_groups < at_least or n_unknown:
         needed = f"This split needs a {column} for each clip, {at_least} {column}s at least"
-        raise SamsgError(f"{needed}; found {n_groups}, and {n_unknown} clips without one. Or use protocol 'random'.")
+        raise SamsgError(f"{needed}; found {n_groups}, and {n_unknown} clips without one.")
     return groups

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
+from samsg.settings import STAGES, Profile, SamsgError, StageSettings, home, load_profile
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
 
 SETTINGS, RECORD, PREDICTIONS, HEAT, MASKS = "settings.json", "record.json", "predictions.csv", "heat.npy", "masks.npy"
 TEXT = ("clip", "path", "corpus", "speaker", "sentence", "emotion", "part", "predicted", "variant", "reason", "sha256")
+Start = Callable[["Run"], SpectrogramDeiT]  # a run -> the model that a stage trains
+
+
+def stages_until(name: str) -> list[str]:
+    """The names of the stages up to this one, in their order."""
+    return list(STAGES)[: list(STAGES).index(name) + 1]
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,15 @@ class Run:
     def stage_folder(self, name: str) -> Path:
         """The folder of one stage; a variant shares that of its profile where their settings are equal."""
         if self.profile.variant_of is not None:
-            original = Run(self.profile.variant_of, self.corpus, self.protocol, self.seed)
+            original = replace(self, profile=self.profile.variant_of)
             if original.settings(name) == self.settings(name):
                 return original.stage_folder(name)
         folder = home() / "runs" / self.profile.name / self.corpus
         return folder / name if name == "spectrograms" else folder / self.protocol / f"seed{self.seed}" / name
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The groups of settings that decide a stage's result."""
-        earlier = list(STAGES)[: list(STAGES).index(name) + 1]
-        groups = [group for stage in earlier for group in STAGES[stage].groups]
+        """The groups of settings that decide a stage's result: its own and those of earlier stages."""
+        groups = [group for stage in stages_until(name) for group in STAGES[stage].groups]
         return {group: getattr(self.profile, group).model_dump(mode="json") for group in groups}
 
     def identity(self, name: str, fingerprint: str = "") -> dict[str, Any]:
@@ -67,14 +72,14 @@ class Run:
         if not fingerprint and prepared.is_file():
             fingerprint = json.loads(prepared.read_text())["fingerprint"]
         identity = {**self.settings(name), "fingerprint": fingerprint}
-        if name == "spectrograms":
-            return identity
-        if self.profile.model.weights == "embedded":  # another edition of these weights is another experiment
-            identity["embedded"] = corpora.hash_files([EMBEDDED])[0]
-        return {**identity, "protocol": self.protocol, "seed": self.seed}
+        if name != "spectrograms":
+            identity |= {"protocol": self.protocol, "seed": self.seed}
+            if self.profile.model.weights == "embedded":  # another edition of these weights is another experiment
+                identity["embedded"] = corpora.hash_files([EMBEDDED])[0]
+        return identity
 
     def is_finished(self, name: str, fingerprint: str = "") -> bool:
-        """Whether a stage is complete; it is an error if it was made with other settings or from other sounds."""
+        """Whether a stage is complete; SamsgError if it was made with other settings or from other sounds."""
         folder, wanted = self.stage_folder(name), self.identity(name, fingerprint)
         if not (folder / SETTINGS).is_file():
             return False
@@ -82,20 +87,16 @@ class Run:
         if found != wanted:
             old, new = (pd.json_normalize(each).to_dict("records")[0] for each in (found, wanted))
             places = [place for place in {**new, **old} if old.get(place) != new.get(place)]
-            changes = [f"{place} was {old.get(place)!r} and is now {new.get(place)!r}" for place in places]
-            raise SamsgError(
-                f"{folder} was made with other settings or sounds: {'; '.join(changes)}. Give the changed profile "
-                f"another name, or remove {folder} and what was made from it."
-            )
+            changes = "; ".join(f"{place} was {old.get(place)!r} and is now {new.get(place)!r}" for place in places)
+            advice = f"Give the changed profile another name, or remove {folder} and what was made from it."
+            raise SamsgError(f"{folder} was made with other settings or sounds: {changes}. {advice}")
         return True
 
     def require(self, name: str) -> Path:
         """The folder of a stage that must be finished."""
         if not self.is_finished(name):
-            raise SamsgError(
-                f"Stage '{name}' of {self.corpus} ({self.protocol}, seed {self.seed}) is not finished. Notebook "
-                f"{STAGES[name].notebook}.ipynb makes it, with profile '{self.profile.name}'."
-            )
+            notebook, place = STAGES[name].notebook, f"{self.corpus} ({self.protocol}, seed {self.seed})"
+            raise SamsgError(f"Stage '{name}' of {place} is not finished; notebook {notebook}.ipynb makes it.")
         return self.stage_folder(name)
 
     def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
@@ -107,8 +108,7 @@ class Run:
         with locked(folder) as partial:
             if self.is_finished(name, fingerprint):  # another process made it meanwhile
                 return folder
-            started, identity = time.perf_counter(), self.identity(name, fingerprint)
-            record = partial / SETTINGS
+            started, identity, record = time.perf_counter(), self.identity(name, fingerprint), partial / SETTINGS
             if partial.exists() and not (record.is_file() and json.loads(record.read_text()) == identity):
                 shutil.rmtree(partial)  # of other settings; with the same ones training continues from its checkpoint
             for leftover in partial.glob(".*.partial"):  # of a process that was killed
@@ -127,68 +127,51 @@ class Run:
 def open_run(
     profile: str | Path | Profile = "demo", corpus: str = "emodb", protocol: str = "random", seed: int = 0
 ) -> Run:
-    """One run, its names checked.
-
-    Raises:
-        SamsgError: an unknown profile, corpus or protocol, or a seed that is not a whole number from 0.
-    """
+    """One run of a profile; SamsgError if there is no such profile, or no such corpus in it."""
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     profile.corpus(corpus)
-    if protocol not in PROTOCOLS:
-        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(str(protocol), PROTOCOLS)}")
-    if not isinstance(seed, int) or seed < 0:
-        raise SamsgError(f"A seed is a whole number from 0; got {seed!r}.")
     return Run(profile, corpus, protocol, seed)
 
 
 def find_run(name: str | Path) -> Run | None:
-    """A finished run with the settings that it was made with; None if there is none.
-
-    ``name`` is 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or its folder in runs/. SamsgError
-    if this version does not know its settings.
+    """A finished run with the settings that it was made with; None if there is none, SamsgError if this version does
+    not know its settings. ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder.
     """
-    runs = (home() / "runs").resolve()
-    folder = (runs / Path(name).expanduser()).resolve()  # an absolute path replaces runs/
+    runs = home() / "runs"
+    folder = runs / name  # an absolute path replaces runs/
     parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else ()
     if not 2 <= len(parts) <= 4:
         return None
     profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])
-    record = runs / profile / corpus / protocol / seed / "probe" / RECORD
+    record = runs.joinpath(profile, corpus, protocol, seed, "probe", RECORD)
+    base = runs.joinpath(profile.rpartition(".")[0], corpus, protocol, seed, "baseline", RECORD)  # of a study's variant
     if not record.is_file():
         return None
-    made_with = _recorded_profile(record)
-    base = runs / profile.rpartition(".")[0] / corpus / protocol / seed / "baseline" / RECORD
-    if base.is_file():  # a variant of a study shares stages with its profile
-        made_with = made_with.model_copy(update={"variant_of": _recorded_profile(base)})
+    try:
+        made_with = Profile(**json.loads(record.read_text())["profile"])
+        if base.is_file():
+            original = Profile(**json.loads(base.read_text())["profile"])
+            made_with = made_with.model_copy(update={"variant_of": original})
+    except ValidationError as error:
+        problem = f"{record.parents[1]} was made by another version, with other settings"
+        raise SamsgError(f"{problem}. Remove it, and run 'samsg reproduce' again.") from error
     return open_run(made_with, corpus, protocol, int(seed.removeprefix("seed")))
 
 
-def _recorded_profile(record: Path) -> Profile:
-    """The profile that a stage was made with."""
-    try:
-        return Profile(**json.loads(record.read_text())["profile"])
-    except ValidationError as error:
-        advice = f"Remove {record.parents[1]}, and run 'samsg reproduce' again."
-        raise SamsgError(f"{record.parents[1]} was made by another version, with other settings. {advice}") from error
-
-
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:
-    """Corpus -> the profile's seeds whose last stage is finished, of the named corpora or of all in the profile.
-
-    Raises:
-        SamsgError: none is.
-    """
-    done = {}
+    """Corpus -> the profile's seeds whose last stage is finished, of all corpora or those named; SamsgError if none."""
+    finished = {}
     for corpus in names or profile.corpora:
-        runs = [open_run(profile, corpus, protocol, seed) for seed in profile.seeds]
-        if finished := [run.seed for run in runs if run.is_finished("probe")]:
-            done[corpus] = finished
-    if not done:
-        raise SamsgError(
-            f"No corpus of profile '{profile.name}' is finished under protocol '{protocol}'; "
-            f"'samsg reproduce --profile {profile.name}' runs them all."
-        )
-    return done
+        seeds = [seed for seed in profile.seeds if open_run(profile, corpus, protocol, seed).is_finished("probe")]
+        if seeds:
+            finished[corpus] = seeds
+    if not finished:
+        advice = f"'samsg reproduce --profile {profile.name}' runs them all"
+        raise SamsgError(f"No corpus of profile '{profile.name}' is finished under protocol '{protocol}'; {advice}.")
+    return finished
+
+
+# What a run reads
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -200,53 +183,31 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def read_manifest(run: Run) -> pd.DataFrame:
     """The manifest of the run's corpus; an embedded corpus is spoken first."""
-    settings, root = run.profile.corpus(run.corpus), run.profile.root(run.corpus)
-    if settings.synthetic is not None:
+    synthetic, reader = run.profile.corpus(run.corpus).synthetic, run.profile.reader(run.corpus)
+    root = run.profile.root(run.corpus)
+    if synthetic is not None:
         from samsg.synthetic import write_corpus  # praat-parselmouth is an extra
 
-        write_corpus(run.profile.reader(run.corpus), root, settings.synthetic)
+        write_corpus(reader, root, synthetic)
     elif (root / corpora.SYNTHETIC_NOTE).is_file():
-        raise SamsgError(
-            f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for "
-            f"'{run.corpus}'. Add one, as configs/demo.yaml does, or name another root."
-        )
-    manifest = corpora.read_corpus(run.profile.reader(run.corpus), root)
-    if settings.synthetic is not None and settings.synthetic.shortcut is not None:
+        found = f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for it"
+        raise SamsgError(f"{found}. Add one, as configs/demo.yaml does, or name another root.")
+    manifest = corpora.read_corpus(reader, root)
+    if synthetic is not None and synthetic.shortcut is not None:
         manifest = manifest.merge(read_table(root / corpora.PARTS_FILE), on="path", validate="one_to_one")
     return manifest
-
-
-def check_sounds(run: Run) -> None:
-    """Make sure that the corpus exists and, where it is prepared, that its sounds and labels have not changed since."""
-    if run.profile.corpus(run.corpus).synthetic is None or run.stage_folder("spectrograms").exists():
-        run.is_finished("spectrograms", corpora.fingerprint(read_manifest(run), run.profile.root(run.corpus)))
-
-
-def prepare(run: Run) -> Path:
-    """Read every sound of the corpus and compute the spectrograms of all views; the folder.
-
-    Raises:
-        SamsgError: the corpus is missing, incomplete, without usable sounds, or has changed since it was prepared.
-    """
-    manifest, root = read_manifest(run), run.profile.root(run.corpus)
-    manifest = manifest.assign(sha256=corpora.hash_files(root / path for path in manifest["path"]))
-    settings = run.profile.audio, run.profile.views
-    fingerprint = corpora.fingerprint(manifest, root)
-    return run.make("spectrograms", lambda folder: write_spectrograms(manifest, root, folder, *settings), fingerprint)
 
 
 def read_clips(run: Run) -> pd.DataFrame:
     """The usable clips of the corpus: the manifest with columns sha256, samples (at the profile's rate) and part.
 
-    Raises:
-        SamsgError: the same recording of an emotion is in two parts: the test part would not be unseen.
+    SamsgError if the same recording of an emotion is in two parts: the test part would not be unseen.
     """
     clips = split(read_table(run.require("spectrograms") / CLIPS), run.protocol, run.seed)
-    parts = clips.groupby(["sha256", "emotion"])["part"].nunique()
-    for sha256, emotion in parts.index[parts > 1]:
-        same = clips[(clips["sha256"] == sha256) & (clips["emotion"] == emotion)]
-        places = ", ".join(f"{path} ({part})" for path, part in zip(same["path"], same["part"], strict=True))
-        raise SamsgError(f"{run.corpus} has the same recording of {emotion} in two parts: {places}. Keep one copy.")
+    parts = clips.groupby(["sha256", "emotion"])["part"].transform("nunique")
+    if (parts > 1).any():
+        same = ", ".join(clips.loc[parts > 1, "path"].head(4))
+        raise SamsgError(f"{run.corpus} has the same recording of an emotion in two parts: {same}. Keep one copy.")
     return clips
 
 
@@ -262,6 +223,29 @@ def read_examples(run: Run, masks: bool = False) -> Examples:
     )
 
 
+# The stages, in their order
+
+
+def check_sounds(run: Run) -> None:
+    """Make sure that the corpus exists and, where it is prepared, that its sounds and labels have not changed since."""
+    if run.profile.corpus(run.corpus).synthetic is None or run.stage_folder("spectrograms").exists():
+        run.is_finished("spectrograms", corpora.fingerprint(read_manifest(run), run.profile.root(run.corpus)))
+
+
+def prepare(run: Run) -> Path:
+    """Read every sound of the corpus and compute the spectrograms of all views; the folder.
+
+    SamsgError if the corpus is missing, incomplete, without usable sounds, or has changed since it was prepared.
+    """
+    manifest, root = read_manifest(run), run.profile.root(run.corpus)
+    manifest = manifest.assign(sha256=corpora.hash_files(root / path for path in manifest["path"]))
+
+    def work(folder: Path) -> None:
+        write_spectrograms(manifest, root, folder, run.profile.audio, run.profile.views)
+
+    return run.make("spectrograms", work, corpora.fingerprint(manifest, root))
+
+
 def new_model(run: Run) -> SpectrogramDeiT:
     """The run's model before training; random weights depend on the seed only."""
     torch.manual_seed(run.seed)
@@ -271,11 +255,9 @@ def new_model(run: Run) -> SpectrogramDeiT:
 def load_model(run: Run, stage: str) -> SpectrogramDeiT:
     """The model of a stage's best validation epoch: 'baseline' (stage i), 'samsg' (stage ii) or 'probe' (stage iii).
 
-    Raises:
-        SamsgError: the stage is not finished, or its file holds no such model.
+    SamsgError if the stage is not finished, or its file holds no such model.
     """
-    path = run.require(stage) / WEIGHTS
-    n_classes = len(corpora.emotions_of(read_clips(run)))
+    path, n_classes = run.require(stage) / WEIGHTS, len(corpora.emotions_of(read_clips(run)))
     model = build_model(run.profile.model, run.profile.audio, n_classes, weights="random")
     try:
         model.load_state_dict(load_file(path))
@@ -286,7 +268,7 @@ def load_model(run: Run, stage: str) -> SpectrogramDeiT:
 
 def train_baseline(run: Run) -> Path:
     """Stage i: DeiT learns emotions from spectrograms, with cross-entropy."""
-    return run.make("baseline", lambda folder: _train(run, folder, new_model(run), Objective(), StageSettings()))
+    return _train(run, "baseline", new_model, Objective(), StageSettings())
 
 
 def compute_rollout(run: Run) -> Path:
@@ -338,20 +320,20 @@ def compute_masks(run: Run) -> Path:
     return run.make("masks", work)
 
 
-def train_samsg(run: Run) -> Path:
-    """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms."""
-
-    def work(folder: Path) -> None:
-        model = load_model(run, "baseline") if run.profile.samsg.start == "baseline" else new_model(run)
-        _train(run, folder, model, samsg_objective(run.profile), run.profile.samsg)
-
-    return run.make("samsg", work)
-
-
 def samsg_objective(profile: Profile) -> Objective:
     """Stage ii's two losses and its masked input."""
     weights = profile.samsg.classification_weight, profile.samsg.reconstruction_weight
     return Objective(*weights, masked=True, fill=profile.mask.fill)
+
+
+def new_samsg(run: Run) -> SpectrogramDeiT:
+    """Where stage ii starts: stage i's model, or the model that stage i started from."""
+    return load_model(run, "baseline") if run.profile.samsg.start == "baseline" else new_model(run)
+
+
+def train_samsg(run: Run) -> Path:
+    """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms."""
+    return _train(run, "samsg", new_samsg, samsg_objective(run.profile), run.profile.samsg)
 
 
 def new_probe(run: Run) -> SpectrogramDeiT:
@@ -367,33 +349,37 @@ def new_probe(run: Run) -> SpectrogramDeiT:
 
 def train_probe(run: Run) -> Path:
     """Stage iii: the CLS token and one linear layer learn emotions; all else is frozen."""
-    return run.make("probe", lambda folder: _train(run, folder, new_probe(run), Objective(), run.profile.probe))
+    return _train(run, "probe", new_probe, Objective(), run.profile.probe)
 
 
-WORK = dict(
-    zip(STAGES, (prepare, train_baseline, compute_rollout, compute_masks, train_samsg, train_probe), strict=True)
-)
+def _train(run: Run, stage: str, start: Start, objective: Objective, changes: StageSettings) -> Path:
+    """Train a stage; it leaves history.csv, model.safetensors and predictions.csv (validation and test)."""
+
+    def work(folder: Path) -> None:
+        clips, examples = read_clips(run), read_examples(run, objective.masked)
+        changed = changes.model_dump(include=set(StageSettings.model_fields), exclude_none=True)
+        settings = run.profile.training.model_copy(update=changed)
+        key, title = (run.seed, list(STAGES).index(stage)), f"{run.corpus:10} {stage:12}"
+        probabilities = fit(start(run), examples, objective, settings, folder, key, title)
+        emotions, parts = corpora.emotions_of(clips), examples.parts
+        tables = [prediction_table(clips.iloc[parts[part]], each, emotions) for part, each in probabilities.items()]
+        pd.concat(tables).to_csv(folder / PREDICTIONS, index=False)
+
+    return run.make(stage, work)
+
+
+FUNCTIONS = prepare, train_baseline, compute_rollout, compute_masks, train_samsg, train_probe
+WORK = dict(zip(STAGES, FUNCTIONS, strict=True))
 
 
 def run_stages(run: Run, last: str = "probe") -> Path:
     """Every stage in its order, up to the last one wanted; finished ones are not run again. Its folder."""
-    for name in STAGES:
+    for name in stages_until(last):
         folder = WORK[name](run)
-        if name == last:
-            break
     return folder
 
 
-def _train(run: Run, folder: Path, model: SpectrogramDeiT, objective: Objective, changes: StageSettings) -> None:
-    """Train a stage; leave history.csv, model.safetensors and predictions.csv (validation and test) in its folder."""
-    stage, clips, examples = folder.name.removesuffix(".partial"), read_clips(run), read_examples(run, objective.masked)
-    changed = {name: value for name in ("epochs", "lr", "head_lr") if (value := getattr(changes, name)) is not None}
-    settings = run.profile.training.model_copy(update=changed)
-    key, title = (run.seed, list(STAGES).index(stage)), f"{run.corpus:10} {stage:12}"
-    probabilities = fit(model, examples, objective, settings, folder, key, title)
-    emotions, parts = corpora.emotions_of(clips), examples.parts
-    tables = [prediction_table(clips.iloc[parts[part]], each, emotions) for part, each in probabilities.items()]
-    pd.concat(tables).to_csv(folder / PREDICTIONS, index=False)
+# What a run's stages left
 
 
 def prediction_table(clips: pd.DataFrame, probabilities: np.ndarray, emotions: list[str]) -> pd.DataFrame:

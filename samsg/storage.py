@@ -1,6 +1,6 @@
 """Files that are whole or absent, and the record of what made them.
 
-A file or folder is written under another name and renamed when it is complete, so that a kill leaves no half of it.
+A file or folder is written under another name, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from samsg.settings import REPOSITORY, SamsgError
@@ -32,10 +32,9 @@ def explain_failed_writes(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.strerror is None:
+        if error.strerror is None:  # not of a disk
             raise
-        advice = "make room or make the folder writable (or set SAMSG_HOME to another one), then run the same again."
-        kept = f"What was complete before is kept; {advice}"
+        kept = "What was complete before is kept; make room, or set SAMSG_HOME to another disk, and run it again."
         raise SamsgError(f"{path} could not be written: {error.strerror}. {kept}") from error
 
 
@@ -67,16 +66,10 @@ def complete_folder(partial: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Make a folder while no other process does: yields '<folder>.partial', where its content is written first."""
+    """Make a folder while other processes wait: yields '<folder>.partial', where its content is written first."""
     with explain_failed_writes(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
-        try:
-            held = lock.acquire(timeout=2)
-        except Timeout:
-            print(f"Another process is working on {folder}; waiting for it.", flush=True)
-            held = lock.acquire()
-        with held:
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # ends with its process, however that ends
             yield folder.with_name(f"{folder.name}.partial")
 
 
@@ -86,7 +79,7 @@ def progress(steps: Iterable[Any] | None, text: str, total: int, done: int = 0) 
 
 
 def report(event: str) -> None:
-    """Tell 'samsg reproduce', which started this notebook, how far it is: one line in the file $SAMSG_PROGRESS."""
+    """Tell 'samsg reproduce', which started this notebook, how far it is: a line in the file $SAMSG_PROGRESS."""
     if path := os.environ.get("SAMSG_PROGRESS"):
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{event}\n")

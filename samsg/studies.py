@@ -1,8 +1,8 @@
 """Past the paper: variants of a profile, trained on the same splits and compared.
 
-A study is a list of variants, each a change of settings. Stages that a variant shares with its profile (spectrograms,
-stage i, its rollout) are made once, so that variants differ in what they change and in nothing else. A study's test
-predictions and training scores are two tables in paper_figures/<profile>/, from which its results are drawn.
+Stages that a variant shares with its profile (spectrograms, stage i, its rollout) are made once, so that variants
+differ in what they change and in nothing else. A study's test predictions and training scores are two tables in
+paper_figures/<profile>/, from which its results are drawn.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ SAMSG, DEIT = Variant("SAMSG", {}), Variant("DeiT", {}, "baseline")
 # Stage ii without masks: the same epochs and the same restart as SAMSG, and nothing of its method.
 NO_MASKS = Variant("SAMSG, no masks", {"mask": {"strategy": "none"}})
 LONG = NO_MASKS._replace(title="DeiT, as many epochs", stage="samsg")
-MASKS = {"random": "random masks", "least": "least attended masks"}
-CONTROLS = [*(Variant(f"SAMSG, {title}", {"mask": {"strategy": name}}) for name, title in MASKS.items()), NO_MASKS]
+RANDOM = Variant("SAMSG, random masks", {"mask": {"strategy": "random"}})
+LEAST = Variant("SAMSG, least attended masks", {"mask": {"strategy": "least"}})
+CONTROLS = [RANDOM, LEAST, NO_MASKS]
 FIFTH = {"select": "share", "padding": "exclude"}  # of the patches with speech: every map masks the same area
 CLAIM = [
     Variant("SAMSG, random masks", {"mask": {"strategy": "random", **FIFTH}}),
@@ -45,24 +46,14 @@ CLAIM = [
     Variant("SAMSG, a fifth of the speech", {"mask": FIFTH}),
     Variant("SAMSG, gradient map", {"rollout": {"reading": "gradient"}, "mask": FIFTH}),
 ]
+CLAIM_STAGE_II = [variant._replace(title=f"{variant.title}, stage ii", stage="samsg") for variant in CLAIM]
+STAGE_II = Variant("SAMSG, stage ii", {}, "samsg")
+NO_RECONSTRUCTION = Variant("SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0.0}})
+RECONSTRUCTION_ONLY = Variant("SAMSG, reconstruction only", {"samsg": {"classification_weight": 0.0}})
 STUDIES: dict[str, list[Variant]] = {
-    "claim": [
-        DEIT,
-        LONG,
-        NO_MASKS,
-        *CLAIM,
-        *(variant._replace(title=f"{variant.title}, stage ii", stage="samsg") for variant in CLAIM),
-    ],
-    "controls": [
-        SAMSG,
-        DEIT,
-        LONG,
-        *CONTROLS,
-        Variant("SAMSG, stage ii", {}, "samsg"),
-        Variant("SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0.0}}),
-        Variant("SAMSG, reconstruction only", {"samsg": {"classification_weight": 0.0}}),
-    ],
-    "masks": [SAMSG, DEIT, LONG, CONTROLS[0], NO_MASKS],
+    "claim": [DEIT, LONG, NO_MASKS, *CLAIM, *CLAIM_STAGE_II],
+    "controls": [SAMSG, DEIT, LONG, *CONTROLS, STAGE_II, NO_RECONSTRUCTION, RECONSTRUCTION_ONLY],
+    "masks": [SAMSG, DEIT, LONG, RANDOM, NO_MASKS],
     "sensitivity": [
         SAMSG,
         Variant("threshold 0.3", {"mask": {"threshold": 0.3}}),
@@ -119,20 +110,21 @@ def study_training(runs: Iterable[Run], study: str) -> pd.DataFrame:
     for run in runs:
         for variant in STUDIES[study]:
             last = read_history(variant_run(run, variant), variant.stage).iloc[-1]
-            rows.append({"variant": variant.title, "seed": run.seed, **last.drop(["lr", "seconds"])})
-    return pd.DataFrame(rows).astype({"epoch": int})
+            rows.append({"variant": variant.title, "seed": run.seed, **last})
+    return pd.DataFrame(rows).drop(columns=["lr", "seconds"]).astype({"epoch": int})
 
 
-def study_file(run: Run, study: str, kind: str) -> Path:
-    """Where 'predictions' or 'training' of all seeds are: paper_figures/demo/emodb_masks_random_predictions.csv.xz."""
-    return home() / "paper_figures" / run.profile.name / f"{run.corpus}_{study}_{run.protocol}_{kind}.csv.xz"
+def study_files(run: Run, study: str) -> list[Path]:
+    """Predictions and training of all seeds: paper_figures/demo/emodb_masks_random_predictions.csv.xz, _training."""
+    stem = home() / "paper_figures" / run.profile.name / f"{run.corpus}_{study}_{run.protocol}"
+    return [stem.with_name(f"{stem.name}_{kind}.csv.xz") for kind in ("predictions", "training")]
 
 
 def write_study(runs: Sequence[Run], study: str) -> None:
     """Write the two tables of a study that is finished on these runs: some seeds of one corpus and protocol."""
-    tables = {"predictions": study_predictions(runs, study), "training": study_training(runs, study)}
-    for kind, table in tables.items():
-        with atomic(study_file(runs[0], study, kind)) as partial:
+    tables = study_predictions(runs, study), study_training(runs, study)
+    for path, table in zip(study_files(runs[0], study), tables, strict=True):
+        with atomic(path) as partial:
             table.to_csv(partial, index=False, float_format="%.4f", compression="xz")
 
 
@@ -142,11 +134,12 @@ def read_study(run: Run, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         SamsgError: neither exists for this profile, corpus and protocol.
     """
-    own = [study_file(run, study, kind) for kind in ("predictions", "training")]
-    paths = own if own[0].is_file() else [REPOSITORY / path.relative_to(home()) for path in own]
+    paths = study_files(run, study)
+    if not paths[0].is_file():
+        paths = [REPOSITORY / path.relative_to(home()) for path in paths]
     if not paths[0].is_file():
         command = f"samsg reproduce --study {study} --profile {run.profile.name} --protocol {run.protocol}"
-        raise SamsgError(f"There is no {own[0]}; '{command}' trains this study.")
+        raise SamsgError(f"There is no {paths[0]}; '{command}' trains this study.")
     return read_table(paths[0]), read_table(paths[1])
 
 
@@ -187,19 +180,17 @@ def printable(table: pd.DataFrame, reference: str = SAMSG.title) -> pd.DataFrame
     return pd.DataFrame(columns, index=table.index)
 
 
-def findings(predictions: Mapping[tuple[str, str], pd.DataFrame], study: str = "claim") -> pd.DataFrame:
+def findings(predictions: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Every comparison that the claim rests on, in all studies at once: Holm's method corrects them together.
 
     Each variant of stage iii is compared with DeiT for as many epochs, and those that mask a fifth of the speech with
     random masks of the same area. A difference needs an interval without 0 and a corrected p below .05.
-
-    Args:
-        predictions: (title of a study, its protocol) -> test predictions, as ``read_study`` gives them.
-        study: a key of ``STUDIES`` that contains DeiT for as many epochs.
+    ``predictions``: (profile, protocol) -> test predictions of the study 'claim', as ``read_study`` gives them.
     """
-    last, rows = [variant for variant in STUDIES[study] if variant.stage == "probe"], []
-    pairs = [(variant.title, LONG.title) for variant in last]
-    pairs += [(variant.title, CLAIM[0].title) for variant in last if variant in CLAIM[2:]]
+    random, _, *fifths = CLAIM
+    pairs = [(variant.title, LONG.title) for variant in (NO_MASKS, *CLAIM)]
+    pairs += [(variant.title, random.title) for variant in fifths]
+    rows = []
     for (title, protocol), table in predictions.items():
         methods = dict(iter(table.groupby("variant")))
         for method, base in pairs:
@@ -207,9 +198,9 @@ def findings(predictions: Mapping[tuple[str, str], pd.DataFrame], study: str = "
             rows.append({"study": f"{title}, {protocol}", "method": method, "against": base, **difference._asdict()})
     family = pd.DataFrame(rows)
     family["p_holm"] = holm(family["p"])
-    different = (family["low"] > 0) | (family["high"] < 0)
+    different = ((family["low"] > 0) | (family["high"] < 0)) & (family["p_holm"] < 0.05)
     excluded = [f"no difference found; gains above {100 * high:.1f} are excluded" for high in family["high"]]
-    family["finding"] = np.where(different & (family["p_holm"] < 0.05), "difference", excluded)
+    family["finding"] = np.where(different, "difference", excluded)
     return family
 
 

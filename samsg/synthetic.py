@@ -2,7 +2,7 @@
 
 eSpeak, as Praat contains it, speaks the sentences; Praat's overlap-add resynthesis (Moulines & Charpentier, 1990) gives
 them a speaker's pitch and vocal tract and an actor's melody; a filter and noise give voice quality. The emotions follow
-what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). Praat-parselmouth is GPL-3.
+what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). Praat-parselmouth, an extra, is GPL-3.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from scipy import fft, ndimage, signal
 from samsg.corpora import GRAMMARS, PARTS_FILE, SYNTHETIC_NOTE
 from samsg.settings import SamsgError, SyntheticSettings, nearest
 from samsg.storage import complete_folder, locked, progress
+
+try:
+    import parselmouth
+    from parselmouth import praat
+except ImportError as error:
+    raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.") from error
 
 RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
@@ -105,8 +111,6 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     for group, limit in limits.items():
         if getattr(settings, group) > limit:
             raise SamsgError(f"The embedded {name} has names for {limit} {group}, not for {getattr(settings, group)}.")
-    if settings.shortcut is not None and name != "emodb":
-        raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
     note = json.dumps({"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}, sort_keys=True)
     with locked(folder) as partial:
@@ -116,28 +120,19 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
             if found != note:
                 raise SamsgError(f"{folder} is to hold {note} and holds {found}. Remove that folder, or name another.")
             return
-        parselmouth = _import_parselmouth()
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         clips = list(_plan_clips(name, settings) if settings.shortcut is None else _plan_shortcut(settings))
         for clip in progress(clips, f"speaking {name}", len(clips)):
             path = partial / clip.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, _speak(parselmouth, name, clip, settings.seed), blueprint.sample_rate, "PCM_16")
+            clip = clip._replace(strength=clip.strength * (settings.strength or 1))
+            soundfile.write(path, _speak(name, clip, settings.seed), blueprint.sample_rate, "PCM_16")
         if settings.shortcut is not None:
             pd.DataFrame(clips).to_csv(partial / PARTS_FILE, columns=["path", "part"], index=False)
         text = f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
         text += f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
         (partial / SYNTHETIC_NOTE).write_text(f"{text}{note}\n", encoding="utf-8")
         complete_folder(partial)
-
-
-def _import_parselmouth() -> Any:
-    try:
-        import parselmouth
-        import parselmouth.praat
-    except ImportError as error:
-        raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.") from error
-    return parselmouth
 
 
 def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
@@ -199,9 +194,9 @@ def _draw_cues(name: str, clip: Clip, seed: int, generator: np.random.Generator)
     return dict(zip(CUES, cues.tolist(), strict=True))
 
 
-def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
+def _speak(name: str, clip: Clip, seed: int) -> np.ndarray:
     """One clip: (S,), within -1 to 1, at the corpus's sample rate."""
-    blueprint, call = BLUEPRINTS[name], parselmouth.praat.call
+    blueprint = BLUEPRINTS[name]
     voice, generator = _random(seed, name, clip.speaker), _random(seed, name, clip.path)
     cues = _draw_cues(name, clip, seed, generator)
     male = clip.speaker in blueprint.men
@@ -211,36 +206,36 @@ def _speak(parselmouth: Any, name: str, clip: Clip, seed: int) -> np.ndarray:
     tilt = voice.normal(0.0, 0.5) + cues["tilt"]  # dB an octave
 
     variant = VOICES[blueprint.speakers.index(clip.speaker) % len(VOICES)]
-    synthesizer = call("Create SpeechSynthesizer", blueprint.language, variant)
+    synthesizer = praat.call("Create SpeechSynthesizer", blueprint.language, variant)
     pause = max(0.01, cues["pause"])  # s, between words
     source_pitch = 1.0 if male else 2.0  # near the wanted pitch, where overlap-add sounds best
     # Played at another sample rate, the formants move; the rate here and the pitch later make up for the rest.
     rate = min(max(rate / tract, 80), 450)
-    call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, rate, "IPA")
+    praat.call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, rate, "IPA")
     # eSpeak's pauses at commas and at the end are the only thing that depends on what was spoken before: remove them.
-    spoken = call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
+    spoken = praat.call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
     spoken = spoken[0] if isinstance(spoken, list) else spoken
     sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), SOURCE_RATE * tract)
-    samples = _resynthesise(parselmouth, sound, cues, pitch, male, generator)
+    samples = _resynthesise(sound, cues, pitch, male, generator)
     return _finish(samples, SOURCE_RATE * tract, blueprint.sample_rate, tilt, cues["loudness"], generator)
 
 
 def _resynthesise(
-    parselmouth: Any, sound: Any, cues: dict[str, float], pitch: float, male: bool, generator: np.random.Generator
+    sound: Any, cues: dict[str, float], pitch: float, male: bool, generator: np.random.Generator
 ) -> np.ndarray:
     """Give a sound the speaker's pitch (Hz) and the melody and breath of the cues: (S,) at the sound's rate."""
-    call = parselmouth.praat.call
-    manipulation = call(sound, "To Manipulation", 0.01, *((60, 250) if male else (100, 400)))
-    tier = call(manipulation, "Extract pitch tier")
-    points = call(call(tier, "Down to TableOfReal", "Hertz"), "To Matrix").values  # (points, 2): s, Hz
+    manipulation = praat.call(sound, "To Manipulation", 0.01, *((60, 250) if male else (100, 400)))
+    tier = praat.call(manipulation, "Extract pitch tier")
+    table = praat.call(tier, "Down to TableOfReal", "Hertz")
+    points = praat.call(table, "To Matrix").values  # (points, 2): s, Hz
     times, semitones = points[:, 0], 12 * np.log2(points[:, 1] / np.median(points[:, 1]))
     semitones = semitones * 2 ** cues["range"] + cues["pitch"] + cues["slope"] * (times / sound.duration - 0.5)
     semitones += max(0.0, cues["tremor"]) * np.sin(2 * np.pi * (6 * times + generator.random()))
     semitones += max(0.03, cues["jitter"]) * generator.standard_normal(len(times))
     hertz = np.clip(pitch * 2 ** (semitones / 12), 50, 600)
-    parselmouth.praat.run([tier, parselmouth.Sound(hertz, 1.0)], SET_PITCH)
-    call([manipulation, tier], "Replace pitch tier")
-    samples = call(manipulation, "Get resynthesis (overlap-add)").values[0]
+    praat.run([tier, parselmouth.Sound(hertz, 1.0)], SET_PITCH)
+    praat.call([manipulation, tier], "Replace pitch tier")
+    samples = praat.call(manipulation, "Get resynthesis (overlap-add)").values[0]
     aspiration = np.diff(generator.standard_normal(len(samples) + 1)) * ndimage.uniform_filter1d(np.abs(samples), 256)
     return samples + max(0.0, cues["breath"]) * aspiration
 

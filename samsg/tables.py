@@ -41,10 +41,7 @@ def reference_values(number: int) -> pd.DataFrame:
 
 
 def collect(profile: Profile, protocol: str = "random", corpora: Collection[str] = ()) -> dict[str, dict[str, Summary]]:
-    """Test results of the finished runs, of all or of the named corpora: heading -> method -> summary.
-
-    SamsgError if no run is finished, or if two corpora have one heading.
-    """
+    """Test results of the finished runs, of all or of the named corpora: heading -> method -> summary."""
     results: dict[str, dict[str, Summary]] = {}
     for corpus, finished in finished_runs(profile, protocol, corpora).items():
         note, title = profile.note(corpus, protocol), profile.title(corpus)

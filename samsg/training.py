@@ -1,6 +1,4 @@
-"""One training loop for all three stages (Section IV-B): Adam, a learning rate that is halved every 5 epochs, and the
-weights of the best validation epoch. Lightning Fabric supplies device and precision.
-"""
+"""One training loop for all three stages (Section IV-B); Lightning Fabric supplies device and precision."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +20,6 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from samsg.masking import mask_spectrogram, reconstruction_error
 from samsg.model import SpectrogramDeiT
@@ -45,7 +42,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """A corpus as the training loop sees it: N clips in V views, of which view 0 is the clean one."""
+    """A corpus: N clips in V views, of which view 0 is the clean one."""
 
     spectrograms: np.ndarray  # (N, V, 128, 1001), memory-mapped
     labels: np.ndarray  # class indices, (N,)
@@ -74,33 +71,35 @@ class Objective(NamedTuple):
 
     classification: float = 1.0
     reconstruction: float = 0.0
-    masked: bool = False  # whether the training input is masked, as in stage ii
+    masked: bool = False  # the training input, as in stage ii
     fill: float = 0.0  # value of masked cells
 
 
 class Losses(NamedTuple):
-    """Logits (B, C), cross-entropy summed over clips, squared error summed over masked patches, and their number."""
+    """Of a batch: logits (B, C), and sums over its clips and over its masked patches."""
 
     logits: Tensor
     cross_entropy: Tensor
+    n_right: Tensor
     squared_error: Tensor
     n_masked: Tensor
 
 
 def compute_losses(model: SpectrogramDeiT, batch: Batch, objective: Objective, masked: bool) -> Losses:
     """One forward pass. Stage ii shows the masked spectrogram and reconstructs the masked patches (Section III-D)."""
-    shown, error = batch.spectrograms, torch.zeros((), device=batch.labels.device)
+    error = n_masked = torch.zeros((), device=batch.labels.device)
     if masked and batch.masks is not None:
-        shown = mask_spectrogram(shown, batch.masks, model.patch, model.stride, objective.fill)
+        shown = mask_spectrogram(batch.spectrograms, batch.masks, model.patch, model.stride, objective.fill)
         logits, patches = model(shown, reconstruct=True)  # (B, C), (B, 1188, 256)
-        error, n = reconstruction_error(patches, batch.spectrograms, batch.masks, model.patch, model.stride)
+        error, n_masked = reconstruction_error(patches, batch.spectrograms, batch.masks, model.patch, model.stride)
     else:
-        logits, n = model(shown), error
-    return Losses(logits, F.cross_entropy(logits.float(), batch.labels, reduction="sum"), error, n)
+        logits = model(batch.spectrograms)
+    cross_entropy = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+    return Losses(logits, cross_entropy, (logits.argmax(1) == batch.labels).sum(), error, n_masked)
 
 
 def best_precision(device: torch.device) -> str:
-    """The precision for 'auto', decided by the device: bfloat16 where it has matrix units for it."""
+    """The precision for 'auto': bfloat16 where the device has matrix units for it."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -111,20 +110,20 @@ def best_precision(device: torch.device) -> str:
 @lru_cache
 def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     """Device and precision as the settings ask."""
-    chosen: Any = precision
     if precision == "auto":
-        chosen = best_precision(Fabric(accelerator=device, devices=1, precision="32-true").device)
-    return Fabric(accelerator=device, devices=1, precision=chosen)
+        precision = best_precision(Fabric(accelerator=device, devices=1, precision="32-true").device)
+    return Fabric(accelerator=device, devices=1, precision=cast(Any, precision))
 
 
 def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.optim.Adam:
     """Adam for the parameters that require gradients; the two heads may have a learning rate of their own."""
-    heads = ("emotion_head", "reconstruction_head")
-    trained = [(name.startswith(heads), each) for name, each in model.named_parameters() if each.requires_grad]
-    groups = [
-        {"params": [each for in_head, each in trained if in_head == head], "peak_lr": rate}
-        for head, rate in ((False, settings.lr), (True, settings.head_lr or settings.lr))
-    ]
+    heads: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (heads if name.startswith(("emotion_head", "reconstruction_head")) else rest).append(parameter)
+    head_lr = settings.head_lr or settings.lr
+    groups = [{"params": rest, "peak_lr": settings.lr}, {"params": heads, "peak_lr": head_lr}]
     return torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True)
 
 
@@ -150,12 +149,11 @@ def train_epoch(
     objective: Objective,
     settings: TrainingSettings,
     key: tuple[int, ...],
-    bar: tqdm,
 ) -> dict[str, float]:
-    """One epoch; ``key`` ends with its number, from 0. Returns train_loss, train_accuracy and train_reconstruction of
-    the batches as they were trained on."""
+    """One epoch, whose number, from 0, ends ``key``: train_loss, train_accuracy and, in stage ii, train_reconstruction
+    of the batches as they were trained on."""
     model.train()
-    steps, sums = -(-len(examples.parts["train"]) // settings.batch), np.zeros(5)
+    steps, totals = -(-len(examples.parts["train"]) // settings.batch), np.zeros(5)
     for step, (clips, views) in enumerate(examples.epoch(key, settings.batch)):
         for group in optimizer.param_groups:
             group["lr"] = schedule(key[-1] * steps + step, steps, settings) * group["peak_lr"]
@@ -164,17 +162,13 @@ def train_epoch(
         loss = objective.classification * losses.cross_entropy / len(clips)
         loss = loss + objective.reconstruction * losses.squared_error / losses.n_masked.clamp(min=1)
         if not math.isfinite(loss.item()):
-            raise SamsgError(
-                f"The loss of step {step + 1}/{steps} in epoch {key[-1] + 1} is {loss.item()}, on the clips "
-                f"{', '.join(map(str, examples.names[clips]))}. Lower training.lr, or prepare these clips again."
-            )
+            place = f"step {step + 1}/{steps} of epoch {key[-1] + 1}, on the clips {', '.join(examples.names[clips])}"
+            raise SamsgError(f"The loss is {loss.item()} at {place}. Lower training.lr, or prepare these clips again.")
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        right = (losses.logits.argmax(1) == batch.labels).sum()
-        sums += [len(clips), losses.cross_entropy.item(), right.item(), *(value.item() for value in losses[2:])]
-        bar.update()
-    return _averages("train", *sums.tolist())
+        totals += [len(clips), *(value.item() for value in losses[1:])]
+    return _averages("train", totals)
 
 
 @torch.no_grad()
@@ -184,19 +178,21 @@ def evaluate(
     """Class probabilities of a part's clips in their clean view, unmasked, (n, C); <part>_loss and <part>_accuracy; in
     stage ii also <part>_reconstruction, of their masked spectrograms."""
     model.eval()
-    clips, logits, sums = examples.parts[part], [], np.zeros(5)
+    clips, logits, totals = examples.parts[part], [], np.zeros(5)
     for start in range(0, len(clips), EVALUATION_BATCH):
         batch = examples.batch(clips[start : start + EVALUATION_BATCH], 0, fabric.device)
         losses = compute_losses(model, batch, objective, masked=False)
-        hidden = compute_losses(model, batch, objective, masked=True) if objective.masked else losses
+        if objective.masked:
+            masked = compute_losses(model, batch, objective, masked=True)
+            losses = losses._replace(squared_error=masked.squared_error, n_masked=masked.n_masked)
         logits.append(losses.logits.float().cpu())
-        right = (losses.logits.argmax(1) == batch.labels).sum()
-        sums += [float(value) for value in (len(batch.labels), losses.cross_entropy, right, *hidden[2:])]
-    return torch.cat(logits).softmax(1).numpy(), _averages(part, *sums.tolist())
+        totals += [len(batch.labels), *(value.item() for value in losses[1:])]
+    return torch.cat(logits).softmax(1).numpy(), _averages(part, totals)
 
 
-def _averages(part: str, n: float, entropy: float, right: float, error: float, n_masked: float) -> dict[str, float]:
-    scores = {f"{part}_loss": entropy / n, f"{part}_accuracy": right / n}
+def _averages(part: str, totals: np.ndarray) -> dict[str, float]:
+    n, cross_entropy, n_right, error, n_masked = totals.tolist()
+    scores = {f"{part}_loss": cross_entropy / n, f"{part}_accuracy": n_right / n}
     return scores | ({f"{part}_reconstruction": error / n_masked} if n_masked else {})
 
 
@@ -219,39 +215,31 @@ def fit(
     A folder with the checkpoint of an interrupted call is continued. The test part is evaluated for Figure 4; nothing
     is chosen by it. ``key``, with the epoch, is the seed of the order of clips and the choice of views.
 
-    Returns:
-        Class probabilities of the validation and test clips by the best epoch's weights, which the model ends with.
-
-    Raises:
-        SamsgError: a loss is NaN or infinite, or the checkpoint is of another precision.
+    Returns class probabilities of the validation and test clips by the best epoch's weights, which the model ends with.
+    SamsgError if a loss is NaN or infinite, or the checkpoint is damaged or of another precision.
     """
     fabric = make_fabric(settings.device, settings.precision)
     for block in model.vit.blocks:
         block.attn.fused_attn = fabric.device.type != "cpu" or model.vit.pos_embed.shape[1] > FEW_TOKENS
     wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
     history = _resume(folder / CHECKPOINT, fabric, model, optimizer)
-    steps = -(-len(examples.parts["train"]) // settings.batch)
-    bar = progress(None, title, settings.epochs * steps, len(history) * steps)
-    for epoch in range(len(history), settings.epochs):
+    bar = progress(range(len(history), settings.epochs), title, settings.epochs, len(history))
+    for epoch in bar:
         started = time.perf_counter()
-        scores = train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (*key, epoch), bar)
+        scores = train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (*key, epoch))
         row: dict[str, Any] = {"epoch": epoch + 1, **scores}
         for part in ("validation", "test"):
             row |= evaluate(fabric, wrapped, examples, part, objective)[1]
         row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - started, 3)}
         history.append(row)
         if best_epoch(history) == epoch + 1:
-            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            _write(folder / WEIGHTS, save(weights))
-        buffer = io.BytesIO()
+            _write(folder / WEIGHTS, save(model.state_dict()))
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        torch.save({**state, "precision": fabric._precision.precision}, buffer)
+        torch.save(state | {"precision": fabric._precision.precision}, buffer := io.BytesIO())
         _write(folder / CHECKPOINT, buffer.getvalue())
-        left = row["seconds"] * (settings.epochs - epoch - 1)
-        text = f"epoch {epoch + 1}/{settings.epochs}  loss {row['train_loss']:.2f}"
-        report(f"{title} {text}  {left // 60:.0f}:{left % 60:02.0f} left")
-        bar.set_postfix_str(text, refresh=False)
-    bar.close()
+        left, loss = row["seconds"] * (settings.epochs - epoch - 1), f"loss {row['train_loss']:.2f}"
+        report(f"{title} epoch {epoch + 1}/{settings.epochs}  {loss}  {left // 60:.0f}:{left % 60:02.0f} left")
+        bar.set_postfix_str(loss, refresh=False)
     _write(folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
     model.load_state_dict(load_file(folder / WEIGHTS, device=str(fabric.device)))
     return {part: evaluate(fabric, wrapped, examples, part, objective)[0] for part in ("validation", "test")}
@@ -265,11 +253,10 @@ def _resume(checkpoint: Path, fabric: Fabric, model: nn.Module, optimizer: Any) 
         state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SamsgError(f"{checkpoint} is damaged, or holds more than tensors; remove {checkpoint.parent}.") from error
-    if state["precision"] != fabric._precision.precision:
-        raise SamsgError(
-            f"{checkpoint} was trained in {state['precision']}, and this machine would continue in "
-            f"{fabric._precision.precision}. Set training.precision to the former, or remove {checkpoint.parent}."
-        )
+    before, now = state["precision"], fabric._precision.precision
+    if before != now:
+        found = f"{checkpoint} was trained in {before}, and this machine would continue in {now}"
+        raise SamsgError(f"{found}. Set training.precision to {before}, or remove {checkpoint.parent}.")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])

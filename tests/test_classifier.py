@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,8 +97,9 @@ def test_silence_has_no_emotion_and_a_window_weighs_the_time_that_it_adds(classi
     assert (classifier.predict(np.zeros(8_000))["emotion"] == "").all()
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
-@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (8_000, 6)])
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"), [("a.wav", 8_000, 6), ("a.flac", 44_100, 2), ("a.ogg", 16_000, 1)]
+)
 def test_any_format_and_rate_is_read(
     classifier: SamsgClassifier, tmp_path: Path, name: str, rate: int, channels: int
 ) -> None:
@@ -141,18 +141,16 @@ def test_the_card_states_what_the_model_reaches(run: samsg.Run, folder: Path) ->
     assert "library_name: samsg" in card and "pipeline_tag: audio-classification" in card and "{{" not in card
 
 
-DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "no config": ("config.json", lambda _: b"{}"),
-    "not JSON": ("config.json", lambda _: b"{"),
-    "another size": ("config.json", lambda content: content.replace(b'"tiny"', b'"base"')),
-    "half of the weights": ("model.safetensors", lambda content: content[:5_000]),
-    "a pickle": ("model.safetensors", lambda _: pickle.dumps({"a": 1})),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_with_a_reason(folder: Path, damage: str) -> None:
-    name, change = DAMAGES[damage]
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", lambda content: b"{}"),
+        ("config.json", lambda content: content.replace(b'"tiny"', b'"base"')),
+        ("model.safetensors", lambda content: content[:5_000]),
+        ("model.safetensors", lambda content: pickle.dumps({"a": 1})),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_a_reason(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     (folder / name).write_bytes(change((folder / name).read_bytes()))
     with pytest.raises(SamsgError, match=rf"^No model could be read from '{folder}': .+ Give a run"):
         SamsgClassifier.from_pretrained(folder)
@@ -169,30 +167,17 @@ def test_a_model_is_found_by_its_run_by_folder_and_by_default(
     with pytest.raises(SamsgError, match="'samsg reproduce --profile demo' runs them all"):
         open_classifier()
     monkeypatch.setattr(samsg.classifier, "load_profile", lambda name: {"demo": run.profile}[name])
-    monkeypatch.setattr(samsg.classifier, "open_run", lambda *_: run)
     assert open_classifier().predict(SOUND).equals(expected)
 
 
-def test_a_hub_that_cannot_be_reached_is_not_waited_for(finished: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface_hub alone retries for 23 s. A port without a server stands for a machine without a network."""
-    code = """if True:
-        import time, samsg
-        samsg.SamsgClassifier
-        started = time.perf_counter()
-        try:
-            samsg.open_classifier("nobody/nothing")
-        except samsg.SamsgError as error:
-            print(time.perf_counter() - started, error, sep=chr(10))
-    """
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "SAMSG_HOME": str(finished),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    seconds, message = done.stdout.splitlines()
-    assert float(seconds) < 2 and "the Hugging Face Hub cannot be reached" in message
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.perf_counter()
+    with pytest.raises(SamsgError, match="the Hugging Face Hub cannot be reached"):
+        open_classifier("nobody/nothing")
+    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize(("windows", "rows", "last"), [(0.6, 1, 0.5), (1, 1, 0.5), (5, 2, 3.0), (13, 3, 6.0)])

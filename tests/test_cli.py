@@ -10,13 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pandas as pd
+import papermill
 import pytest
 import yaml
 from toys import wav, write_tone_corpus
@@ -127,21 +126,17 @@ def test_predict_reads_files_and_folders(command: Command, trained: Path, tmp_pa
     assert list(table.columns[:6]) == ["file", "window", "start", "end", "emotion", "probability"]
     assert "Accuracy on" in result.error and result.code == 0
     assert table["window"].tolist() == ["1", "2", "3", "recording"]
-    assert table["start"].tolist() == pytest.approx([0, 0.5, 0.7, 0])
 
 
 def test_predict_names_files_that_cannot_be_read_and_goes_on(command: Command, trained: Path, tmp_path: Path) -> None:
-    good, missing = wav(tmp_path / "good.wav"), tmp_path / "missing.wav"
-    wav(tmp_path / "click.wav", 0.02)
-    for name in ("whole.wav", "whole.aiff"):
-        (tmp_path / f"cut_{name}").write_bytes(wav(tmp_path / name).read_bytes()[:-999])
-    bad = [missing, tmp_path / "click.wav", tmp_path / "cut_whole.wav", tmp_path / "cut_whole.aiff"]
+    good, missing, click = wav(tmp_path / "good.wav"), tmp_path / "missing.wav", wav(tmp_path / "click.wav", 0.02)
+    (tmp_path / "cut.aiff").write_bytes(wav(tmp_path / "whole.aiff").read_bytes()[:-999])
+    bad = [missing, click, tmp_path / "cut.aiff"]
     result = command("predict", *bad, good, "--model", "tones/tones", "--csv")
     table = pd.read_csv(io.StringIO(result.out))
     assert result.code == 1 and set(table["file"]) == {str(good)}
     errors = [line for line in result.error.splitlines() if line.startswith("samsg: ")]
-    reasons = ["is missing", "lasts 0.02 s", "is truncated", "is truncated"]
-    for path, reason, error in zip(bad, reasons, errors, strict=True):
+    for path, reason, error in zip(bad, ("is missing", "lasts 0.02 s", "is truncated"), errors, strict=True):
         assert f"{path} {reason}" in error
     (tmp_path / "empty").mkdir()
     for words, message in (
@@ -175,25 +170,22 @@ def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tm
 
 
 def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, trained: Path, home: Path) -> None:
-    def verify() -> int:
-        return command("verify", "tones/tones").code
-
     shutil.copytree(trained, home, dirs_exist_ok=True)
-    assert verify() == 0
+    assert command("verify", "tones/tones").code == 0
     path = home / "runs/tones/tones/random/seed0/probe/predictions.csv"
     table = pd.read_csv(path)
     table.assign(p_high=table["p_high"] + 1e-4).to_csv(path, index=False)
-    assert verify() == 2
+    assert command("verify", "tones/tones").code == 2
     table.assign(predicted="middle").to_csv(path, index=False)
-    assert verify() == 1
+    assert command("verify", "tones/tones").code == 1
     result = command("verify", "tones/nothing")
     assert result.code == 1 and is_one_sentence(result.error) and "no finished run 'tones/nothing'" in result.error
 
 
 def test_the_package_runs_as_a_module_and_refuses_with_a_sentence(tmp_path: Path) -> None:
-    started = process("runs", home=tmp_path)
+    started = process("data", "fetch", "iemocap", home=tmp_path)
     out, error = started.communicate()
-    assert (started.returncode, out) == (1, "") and is_one_sentence(error) and "no finished run" in error
+    assert (started.returncode, out) == (1, "") and is_one_sentence(error) and "iemocap" in error
 
 
 # reproduce
@@ -229,15 +221,25 @@ def test_a_home_that_cannot_be_written_is_one_sentence(
     assert "could not be written" in result.error and "SAMSG_HOME" in result.error
 
 
-def test_the_graph_has_each_notebook_once(home: Path) -> None:
+def test_the_graph_has_each_corpus_and_run_once(home: Path) -> None:
     """Snakemake's dry run, as the head of the Snakefile describes it."""
     command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", samsg.settings.REPOSITORY / "Snakefile"]
     command += ["--directory", home, "--config", "profile=smoke", "corpora=emodb,savee", "seeds=0,1"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
-    per_run = {stage.notebook[3:]: "4" for stage in list(STAGES.values())[1:]}
-    assert jobs == {"data_preparation": "2", **per_run, "tables_and_figures": "1", "all": "1", "total": "24"}
+    assert jobs == {"prepare": "2", "run": "4", "tables_and_figures": "1", "all": "1", "total": "8"}
     assert "crema_d" not in done.stdout
+
+
+def test_progress_counts_the_notebooks_of_this_call(tmp_path: Path) -> None:
+    (tmp_path / "snakemake.log").write_text("prepare    3\nrun        3\ntables_and_figures   1\nall   1\ntotal    8\n")
+    for name in ("01_old.ipynb", "a/01_new.ipynb", "b/01_new.ipynb", "b/02_new.failed.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "01_old.ipynb", (1, 1))
+    event = "emodb      baseline     epoch 4/12  loss 1.21  0:40 left\n"
+    line = cli.progress_line(event, tmp_path, started=2)
+    assert line == "[2/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left"
 
 
 def test_a_failed_notebook_is_kept_and_its_error_is_printed(tmp_path: Path) -> None:
@@ -255,41 +257,39 @@ def test_a_failed_notebook_is_kept_and_its_error_is_printed(tmp_path: Path) -> N
     assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
 
 
-def test_a_profile_keeps_its_tables_and_each_command_prints_its_own_corpus(finished: Path, home: Path) -> None:
-    """Two commands at once, on one home folder with a finished run of each corpus; only notebook 07 is to be run."""
+def test_a_profile_keeps_its_tables_and_a_command_prints_its_own_corpus(finished: Path, home: Path) -> None:
+    """One command beside another one that is still running; only notebook 07 is to be run."""
     shutil.copytree(finished, home, dirs_exist_ok=True)
     shutil.copytree(home / "runs/tones/tones", home / "runs/tones/more")
-    reader = {"reader": str(home / "tones.csv")}
     profile = yaml.safe_load((home / "tones.yaml").read_text())
-    profile["corpora"] = {name: {**reader, "note": "toy"} for name in ("tones", "more")}
-    (home / "tones.yaml").write_text(yaml.safe_dump(profile))
-    for corpus in ("tones", "more"):
-        for name, stage in STAGES.items():
-            folder = home / "runs/tones" / corpus / ("." if name == "spectrograms" else "random/seed0") / "notebooks"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{stage.notebook}.ipynb").touch()
-    words = ["reproduce", "--profile", home / "tones.yaml", "--cores", "1", "--corpora"]
-    started = {corpus: process(*words, corpus, home=home) for corpus in ("tones", "more")}
-    for corpus, other in (("tones", "more"), ("more", "tones")):
-        out, error = started[corpus].communicate()
-        assert started[corpus].returncode == 0, error
-        assert f"{corpus} (toy)" in out and f"{other} (toy)" not in out and "DeiT (this run)" in out
-        assert "of all finished runs of the profile" in out
+    reader = {"reader": str(home / "tones.csv"), "note": "toy"}
+    (home / "tones.yaml").write_text(yaml.safe_dump({**profile, "corpora": {"tones": reader, "more": reader}}))
+    for name, stage in STAGES.items():
+        folder = home / "runs/tones/more" / ("." if name == "spectrograms" else "random/seed0") / "notebooks"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{stage.notebook}.ipynb").touch()
+    (home / ".snakemake/locks").mkdir(parents=True)  # of the other command
+    output = home / "runs/tones/notebooks/random/07_tables_and_figures.ipynb"
+    (home / ".snakemake/locks/0.output.lock").write_text(f"{output}\n")
+    started = process("reproduce", "--profile", home / "tones.yaml", "--corpora", "more", home=home)
+    out, error = started.communicate()
+    assert started.returncode == 0, error
+    assert "more (toy)" in out and "tones (toy)" not in out and "DeiT (this run)" in out
     for number in (1, 2):
         table = pd.read_csv(home / f"paper_figures/tones/table{number}.csv")
         assert {"tones (toy)", "more (toy)"} <= set(table.columns)
 
 
-def test_ctrl_c_ends_with_one_line(finished: Path, home: Path) -> None:
-    shutil.copytree(finished, home, dirs_exist_ok=True)
-    started = process("reproduce", "--profile", home / "tones.yaml", home=home, start_new_session=True)
-    assert started.stdout is not None
-    started.stdout.readline()
-    time.sleep(1)  # Snakemake has started
-    os.killpg(started.pid, signal.SIGINT)
-    error = started.communicate()[1]
-    assert started.returncode == 130
-    assert error == "\nsamsg: interrupted. The same command continues from the last epoch.\n"
+def test_ctrl_c_ends_with_one_line(
+    command: Command, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snakemake = home / "snakemake"  # stands for Snakemake: a terminal interrupts both
+    snakemake.write_text("#!/bin/sh\nsleep 1\nkill -INT $PPID\n")
+    snakemake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(snakemake))
+    result = command("reproduce", "--profile", finished / "tones.yaml")
+    assert result.code == 130
+    assert result.error == "\nsamsg: interrupted. The same command continues from the last epoch.\n"
     assert not list((home / "runs/tones").glob(".progress*"))
 
 
@@ -297,18 +297,13 @@ def test_ctrl_c_ends_with_one_line(finished: Path, home: Path) -> None:
 def test_a_study_is_its_notebook(
     study: str, command: Command, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class PapermillExecutionError(Exception):
-        ename, evalue = "SamsgError", "lower training.lr"
-
-    executed: list[tuple[Path, Path, dict[str, Any]]] = []
-
     def execute(notebook: Path, target: Path, parameters: dict[str, Any], **_: Any) -> None:
         executed.append((notebook, target, parameters))
         if len(executed) > 1:
-            raise PapermillExecutionError
+            raise papermill.PapermillExecutionError(0, 1, "", "SamsgError", "lower training.lr", [])
 
-    fake = SimpleNamespace(PapermillExecutionError=PapermillExecutionError, execute_notebook=execute)
-    monkeypatch.setitem(sys.modules, "papermill", fake)
+    executed: list[tuple[Path, Path, dict[str, Any]]] = []
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
     words = ["reproduce", "--profile", finished / "tones.yaml", "--study", study, "--seeds", "0,3"]
     named = {} if study == "shortcuts" else {"corpora": ["tones"], "protocols": ["speaker"]}  # it has its own corpus
     words += ["--corpora", "tones", "--protocol", "speaker"] if named else []

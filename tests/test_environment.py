@@ -29,9 +29,6 @@ ENVIRONMENTS = [
     for (system, machine), names in MACHINES.items()
     for python in PYTHONS
 ]
-ON_EVERY_MACHINE = pytest.mark.parametrize(
-    "environment", ENVIRONMENTS, ids=lambda each: "-".join(map(str, list(each.values())[2:5]))
-)
 
 
 def applies(requirement: Requirement, environment: dict[str, str]) -> bool:
@@ -60,7 +57,7 @@ def test_the_lock_holds_exact_versions_and_nothing_else():
         assert [(each.operator, "*" in each.version) for each in requirement.specifier] == [("==", False)], requirement
 
 
-@ON_EVERY_MACHINE
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda each: "-".join(list(each.values())[2:5]))
 def test_every_dependency_is_locked_once_to_a_version_that_pyproject_allows(environment):
     names = Counter(canonicalize_name(each.name) for each in LOCK if applies(each, environment))
     assert [name for name, count in names.items() if count > 1] == []

@@ -24,9 +24,11 @@ def history(epochs=4, top=2.0):
     return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **losses, **accuracies})
 
 
-def predictions():
+def matrices(*titles):
+    """A panel of 15 clips for each title, of which two are predicted as fear."""
     truth = np.repeat(CLASSES, 5)
-    return pd.DataFrame({"emotion": truth, "predicted": np.where(np.arange(15) % 5 == 0, "fear", truth)})
+    table = pd.DataFrame({"emotion": truth, "predicted": np.where(np.arange(15) % 5 == 0, "fear", truth)})
+    return figures.confusion_matrices(dict.fromkeys(titles, table), dict.fromkeys(titles, CLASSES), NOTE)
 
 
 def compared():
@@ -41,8 +43,7 @@ def ax():
 
 
 def test_figure_5():
-    tables = {name: predictions() for name in ("SAVEE", "EmoDB", "CREMA-D")}
-    figure = figures.confusion_matrices(tables, dict.fromkeys(tables, CLASSES), NOTE)
+    figure = matrices("SAVEE", "EmoDB", "CREMA-D")
     panels, bar = figure.axes[:3], figure.axes[3]
     assert len(figure.axes) == 4  # one colour bar for all
     assert [ax.get_title() for ax in panels] == ["(a) SAVEE", "(b) EmoDB", "(c) CREMA-D"]
@@ -54,22 +55,22 @@ def test_figure_5():
     assert panels[0].get_ylabel() == "True emotion" and panels[2].get_xlabel() == "Predicted emotion"
 
 
-def test_one_confusion_matrix_and_four():
-    assert figures.confusion_matrices({"EmoDB": predictions()}, {"EmoDB": CLASSES}).axes[0].get_title() == "EmoDB"
-    tables = {name: predictions() for name in "wxyz"}
-    figure = figures.confusion_matrices(tables, dict.fromkeys(tables, CLASSES))
+def test_one_confusion_matrix_has_no_letter_and_a_fourth_begins_a_row():
+    assert matrices("EmoDB").axes[0].get_title() == "EmoDB"
+    figure = matrices(*"wxyz")
     assert len(figure.axes) == 5 and figure.axes[3].get_title() == "(d) z"
 
 
-@pytest.mark.parametrize("kind", ["confusion", "curves", "comparison"])
+FIGURES = {
+    "confusion": lambda: matrices("SAVEE", "EmoDB", "CREMA-D"),
+    "curves": lambda: figures.learning([history()], "Stage i", NOTE),
+    "comparison": lambda: figures.comparison(dict.fromkeys(("SAVEE", "EmoDB", "CREMA-D"), compared()), note=NOTE),
+}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
 def test_text_is_of_one_size_and_inside_the_figure(kind):
-    titles = ("SAVEE", "EmoDB", "CREMA-D")
-    if kind == "confusion":
-        figure = figures.confusion_matrices({t: predictions() for t in titles}, dict.fromkeys(titles, CLASSES), NOTE)
-    elif kind == "curves":
-        figure = figures.learning([history()], "Stage i", NOTE)
-    else:
-        figure = figures.comparison({t: compared() for t in titles}, note=NOTE)
+    figure = FIGURES[kind]()
     for _ in range(2):
         figure.draw_without_rendering()
     shown = [text for text in figure.findobj(plt.Text) if text.get_text() and text.get_visible()]
@@ -86,8 +87,7 @@ def test_figures_have_a_text_alternative():
 
 def test_the_same_figure_is_the_same_bytes(tmp_path):
     for folder in ("first", "second"):
-        figure = figures.confusion_matrices({"EmoDB": predictions()}, {"EmoDB": CLASSES}, NOTE)
-        figures.save_figure(figure, tmp_path / folder, "figure5")
+        figures.save_figure(matrices("EmoDB"), tmp_path / folder, "figure5")
     for name, start in (("figure5.png", b"\x89PNG"), ("figure5.pdf", b"%PDF")):
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
         assert first == second and first.startswith(start)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samsg import masking
-from samsg.masking import assemble, choose_patches, covered, important_patches, masked_cells, reconstruction_error
+from samsg.masking import assemble, choose_patches, covered, fill_area, important_patches, masked_cells
 from samsg.model import patchify
 from samsg.settings import MaskSettings
 
@@ -17,7 +17,7 @@ SIZE = (128, 1001)
 
 def reconstruction_loss(*arguments):
     """The error of a batch as the training loop takes it: of nothing masked it is 0."""
-    total, count = reconstruction_error(*arguments)
+    total, count = masking.reconstruction_error(*arguments)
     return total / count.clamp(min=1)
 
 
@@ -27,11 +27,6 @@ def only(*places: tuple[int, int], grid: tuple[int, int] = (12, 99)) -> torch.Te
     for row, column in places:
         mask[0, row, column] = True
     return mask
-
-
-def control_patches(strategy, heat, important, generator, patch=16, stride=10, speech=None):
-    speech = torch.ones_like(important) if speech is None else speech
-    return masking.control_patches(strategy, heat, important, generator, patch, stride, speech)
 
 
 def spectrogram(batch: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
@@ -47,7 +42,6 @@ def test_a_patch_is_important_strictly_above_the_threshold():
     assert important_patches(heat, 0.5).tolist() == [[[False, False, True, False, True]]]
     assert important_patches(heat, 1.0).sum() == 0
     assert torch.equal(important_patches(heat), important_patches(heat, 0.5))
-    assert important_patches(heat).dtype == torch.bool
 
 
 # Cells
@@ -135,47 +129,39 @@ def test_a_share_is_of_all_patches_and_rounded_down(share, expected) -> None:
 # Controls
 
 
-def greedy(orders: list[list[tuple[int, int]]], area: int, shape: tuple[int, int], patch: int, stride: int):
-    """Patches in the order given as long as they cover no more than the area; of several orders, its equal parts."""
+def greedy(order: list[tuple[int, int]], area: int, shape: tuple[int, int], patch: int, stride: int):
+    """Patches in the order given as long as they cover no more cells than the area; and how many they cover."""
     taken, cells = torch.zeros(shape, dtype=torch.bool), set()
-    for number, order in enumerate(orders, 1):
-        for row, column in order:
-            more = {(stride * row + y, stride * column + x) for y in range(patch) for x in range(patch)}
-            if len(cells | more) > area * number // len(orders):
-                break
-            taken[row, column] = True
-            cells |= more
+    for row, column in order:
+        more = {(stride * row + y, stride * column + x) for y in range(patch) for x in range(patch)}
+        if len(cells | more) > area:
+            break
+        taken[row, column] = True
+        cells |= more
     return taken, len(cells)
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(16, 10), (4, 3), (5, 5)])
-@pytest.mark.parametrize("strategy", ["random", "least"])
-def test_control_patches_are_taken_in_order_as_long_as_they_cover_no_more(strategy, patch, stride) -> None:
+def test_an_area_is_filled_in_order_as_long_as_no_more_is_covered(patch, stride) -> None:
     rows, columns, clips = 4, 7, 8
-    heat = torch.rand(clips, rows, columns, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    values, heat = (torch.rand(clips, rows, columns, generator=generator) for _ in range(2))
     important = heat > torch.tensor([1.0, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1, -1.0])[:, None, None]
-    given = {} if (patch, stride) == (16, 10) else {"patch": patch, "stride": stride}  # the paper's are the defaults
-    found = control_patches(strategy, heat, important, torch.Generator().manual_seed(2), **given)
-    generator = torch.Generator().manual_seed(2)
-    drawn = torch.rand(heat.shape, generator=generator)
-    places = [(row, column) for row in range(rows) for column in range(columns)]
+    found = fill_area(values, torch.ones_like(important), covered(important, patch, stride), patch, stride)
+    places = list(itertools.product(range(rows), range(columns)))
     for clip in range(clips):
-        area = greedy([[place for place in places if important[clip][place]]], 10**6, (rows, columns), patch, stride)[1]
-        orders = {
-            "least": [sorted(places, key=lambda place: heat[clip][place])],
-            "random": [sorted(places, key=lambda place: -drawn[clip][place])],
-        }
-        expected, cells = greedy(orders[strategy], area, (rows, columns), patch, stride)
+        area = greedy([place for place in places if important[clip][place]], 10**6, (rows, columns), patch, stride)[1]
+        order = sorted(places, key=lambda place: -values[clip][place])
+        expected, cells = greedy(order, area, (rows, columns), patch, stride)
         assert torch.equal(found[clip], expected)
         assert area - patch**2 < cells <= area
-        assert covered(important, **given)[clip] == area
-        assert covered(found, **given)[clip] == cells
+        assert covered(important, patch, stride)[clip] == area and covered(found, patch, stride)[clip] == cells
 
 
 def test_error_and_layout_take_patches_of_another_size() -> None:
     x = spectrogram(2, (7, 10))
     mask = torch.tensor([[[True, False, False], [False, False, True]], [[False] * 3] * 2])
-    total, count = reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
+    total, count = masking.reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
     assert total == pytest.approx(2 * 4, rel=1e-5) and count == 2
     assert torch.equal(assemble(patchify(x, 4, 3), (7, 10), 4, 3), x)
 
@@ -211,17 +197,18 @@ def test_settings_choose_patches_and_whether_padding_may_be_masked() -> None:
         return choose_patches(heat, MaskSettings(**changes), torch.Generator().manual_seed(1), 16, 10, speech)
 
     for select, padding in itertools.product(("threshold", "share"), ("include", "exclude")):
-        allowed = speech if padding == "exclude" else None
+        allowed = speech if padding == "exclude" else torch.ones_like(speech)
         changes = {"threshold": 0.7, "scale": "minmax", "share": 0.3, "select": select, "padding": padding}
         important = important_patches(heat, 0.7, "minmax", select, 0.3, allowed)
         assert torch.equal(chosen(**changes), important)
-        for strategy in ("random", "least"):
-            control = control_patches(strategy, heat, important, torch.Generator().manual_seed(1), speech=allowed)
+        drawn = torch.rand(heat.shape, generator=torch.Generator().manual_seed(1))
+        for strategy, order in {"random": drawn, "least": -heat}.items():
+            control = fill_area(order, allowed, covered(important), 16, 10)
             assert torch.equal(chosen(strategy=strategy, **changes), control)
     assert (chosen(select="share") & ~speech).any() and not chosen(strategy="none").any()
     assert torch.equal(chosen(), heat > 0.5 * heat.amax((1, 2), True))
     coarse = choose_patches(heat, MaskSettings(strategy="least"), torch.Generator(), 5, 5, speech)
-    assert torch.equal(coarse, control_patches("least", heat, chosen(), torch.Generator(), 5, 5))
+    assert torch.equal(coarse, fill_area(-heat, torch.ones_like(speech), covered(chosen(), 5, 5), 5, 5))
 
 
 # Properties
@@ -262,27 +249,16 @@ def test_a_higher_threshold_masks_no_further_patch(seed, thresholds, scale, leve
 
 
 @examples(60)
-@given(
-    seeds,
-    shares,
-    st.sampled_from(["random", "least"]),
-    st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6)),
-    st.integers(1, 6),
-    st.integers(0, 3),
-    st.booleans(),
-)
-def test_controls_cover_no_more_and_less_than_a_patch_less(
-    seed, share, strategy, shape, stride, levels, padded
-) -> None:
-    rows, columns, patch = shape
+@given(seeds, shares, st.tuples(*[st.integers(1, 6)] * 4), st.integers(0, 3), st.booleans())
+def test_controls_cover_no_more_and_less_than_a_patch_less(seed, share, shape, levels, padded) -> None:
+    rows, columns, patch, stride = shape
     generator = torch.Generator().manual_seed(seed)
-    heat = torch.randint(levels + 1, (3, rows, columns), generator=generator) / max(1, levels)  # ties, or all alike
+    values = torch.randint(levels + 1, (3, rows, columns), generator=generator) / max(1, levels)  # ties, or all alike
     important = torch.rand(3, rows, columns, generator=generator) < share
-    ends = torch.randint(1, columns + 1, (3, 1, 1), generator=generator)
-    speech = (torch.arange(columns) < ends).expand(3, rows, columns) if padded else None
-    if speech is not None:
-        important = important & speech
-    mask = control_patches(strategy, heat, important, generator, patch, stride, speech)
+    ends = torch.randint(1, columns + 1, (3, 1, 1), generator=generator) if padded else torch.tensor(columns)
+    speech = (torch.arange(columns) < ends).expand(3, rows, columns)
+    important = important & speech
+    mask = fill_area(values, speech, covered(important, patch, stride), patch, stride)
     missing = covered(important, patch, stride) - covered(mask, patch, stride)
     assert missing.min() >= 0 and missing.max() < patch * patch
-    assert speech is None or not (mask & ~speech).any()
+    assert not (mask & ~speech).any()

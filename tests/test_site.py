@@ -42,19 +42,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-c",
-        REPOSITORY / "docs",
-        REPOSITORY,
-        folder,
-    ]
-    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    command = ["sphinx", "-W", "--keep-going", "-q", "-c", REPOSITORY / "docs", REPOSITORY, folder]
+    built = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, check=False)
     assert (built.returncode, built.stderr) == (0, "")  # no warnings
     return folder
 

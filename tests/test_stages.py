@@ -24,9 +24,8 @@ from samsg.stages import STAGES, WORK, Run, open_run
 
 def files(folder: Path) -> set[str]:
     """The files below a folder, without locks."""
-    return {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"
-    }
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 @pytest.fixture
@@ -61,8 +60,7 @@ def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
         with pytest.raises(SamsgError, match=rf"'{name}' of emodb \(speaker, seed 2\).*{stage.notebook}\.ipynb"):
             run.require(name)
     other = {"name", "description", "corpora", "protocols", "seeds", "variant_of"}
-    assert set(earlier) == set(Profile.model_fields) - other  # every group of settings belongs to one stage
-    assert len(earlier) == len(set(earlier))
+    assert sorted(earlier) == sorted(set(Profile.model_fields) - other)  # every group of settings belongs to one stage
 
 
 # Whole or absent
@@ -70,7 +68,7 @@ def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
 
 def test_a_stage_is_made_once_and_records_its_settings(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, folders = open_run("smoke", "emodb"), []
-    for _ in range(3):
+    for _ in range(2):
         assert run.make("spectrograms", folders.append, "abc") == home / "runs/smoke/emodb/spectrograms"
     assert [folder.name for folder in folders] == ["spectrograms.partial"]
     assert files(home / "runs/smoke/emodb") == {"spectrograms/settings.json", "spectrograms/record.json"}
@@ -105,12 +103,10 @@ def test_a_stage_of_other_settings_is_refused_with_the_difference(home: Path) ->
     run = open_run(load_profile("smoke", training={"lr": 0.25}), "emodb")
     run.make("baseline", lambda folder: None)
     other = open_run(load_profile("smoke", training={"lr": 0.5}, mask={"fill": 1.0}), "emodb")
-    for ask in (other.require, other.is_finished, lambda name: other.make(name, lambda folder: None)):
-        with pytest.raises(SamsgError) as error:
+    for ask in (other.require, lambda name: other.make(name, lambda folder: None)):
+        with pytest.raises(SamsgError, match=r"training\.lr was 0\.25 and is now 0\.5\. Give the changed") as error:
             ask("baseline")
-        message = str(error.value)
-        assert "training.lr was 0.25 and is now 0.5. Give the changed profile another name, or remove" in message
-        assert "mask" not in message  # of a later stage
+        assert "mask" not in str(error.value)  # of a later stage
     assert run.is_finished("baseline")
 
 
@@ -129,7 +125,7 @@ def test_a_moved_corpus_and_home_invalidate_nothing(copy: Run, home: Path) -> No
     (home / "elsewhere").mkdir()
     for path in home.glob("*.wav"):
         path.rename(home / "elsewhere" / path.name)
-    before = {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*") if path.suffix != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*.*") if path.suffix != ".lock"}
     moved = load_profile(home / "tones.yaml", corpora={"tones": {"root": "elsewhere", "title": "T", "note": "new"}})
     run = open_run(moved, "tones")
     assert samsg.run_stages(run) == copy.stage_folder("probe")
@@ -186,17 +182,16 @@ def test_a_variant_shares_the_stages_that_it_does_not_change(copy: Run, home: Pa
 
 
 def test_every_training_stage_leaves_history_predictions_and_weights(run: Run) -> None:
-    history = stages.read_history(run, "baseline")
+    clips, history = samsg.read_clips(run), stages.read_history(run, "baseline")
     assert history["train_loss"].iloc[0] > 1 > history["train_loss"].iloc[3:].min()  # ln 3 = 1.1 is a guess
     assert history["validation_accuracy"].max() >= 6 / 7  # the toy corpus is learned
-    clips = samsg.read_clips(run)
     assert clips["part"].value_counts().to_dict() == {"train": 28, "validation": 7, "test": 7}
     assert set(clips["samples"]) == {6400}
     for stage, epochs in {"baseline": 6, "samsg": 2, "probe": 1}.items():
         names = {"settings.json", "record.json", "history.csv", "model.safetensors", "predictions.csv"}
         assert files(run.require(stage)) == names
         history = stages.read_history(run, stage)
-        assert history["epoch"].tolist() == list(range(1, epochs + 1)) and history.notna().all(axis=None)
+        assert len(history) == epochs and history.notna().all(axis=None)
         assert ("test_reconstruction" in history) == (stage == "samsg")
         tables = [stages.read_predictions(run, stage, part) for part in ("validation", "test")]
         for part, table in zip(("validation", "test"), tables, strict=True):
@@ -228,22 +223,14 @@ def test_rollouts_and_masks_are_of_all_training_views_and_of_the_clean_held_out_
     np.testing.assert_allclose(shares["share"], masks[known].mean((1, 2)), rtol=1e-6)
 
 
-def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    start: dict[str, torch.Tensor] = {}
-
-    def note(run: Run, folder: Path, model: Any, objective: Any, changes: Any) -> None:
-        start.update(model.state_dict())
-        assert objective.masked and objective.classification == objective.reconstruction == 1
-        assert changes is run.profile.samsg
-
-    monkeypatch.setattr(stages, "_train", note)
-    monkeypatch.setattr(Run, "make", lambda run, name, work: work(Path()))
+def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run) -> None:
     samsg_settings = run.profile.samsg.model_copy(update={"start": "initial"})
     initial = open_run(run.profile.model_copy(update={"samsg": samsg_settings}), "tones")
     baseline = load_file(run.require("baseline") / "model.safetensors")
     for each, expected in ((run, baseline), (initial, samsg.new_model(run).state_dict())):
-        samsg.train_samsg(each)
-        assert all(torch.equal(start[name], expected[name]) for name in expected)
+        found = stages.new_samsg(each).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert stages.samsg_objective(run.profile) == (1, 1, True, 0)
 
 
 def test_the_probe_trains_the_cls_token_and_the_head_alone(run: Run) -> None:

@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import samsg
 from samsg import studies
-from samsg.masking import covered
 from samsg.metrics import holm, paired_difference, summarise
-from samsg.stages import MASKS
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +61,6 @@ def test_what_variants_share_is_made_once(studied: Path, run: samsg.Run) -> None
     assert long.stage_folder("samsg") == without.stage_folder("samsg") != run.stage_folder("samsg")
 
 
-def test_control_masks_cover_the_area_of_the_important_patches_view_by_view(run: samsg.Run) -> None:
-    def areas(run: samsg.Run) -> tuple[np.ndarray, torch.Tensor]:
-        masks = np.load(samsg.compute_masks(run) / MASKS)
-        return masks, covered(torch.from_numpy(masks.reshape(-1, *masks.shape[2:])))
-
-    masks, wanted = areas(run)
-    assert wanted.any()
-    for variant in studies.CONTROLS:
-        others, area = areas(studies.variant_run(run, variant))
-        missing = wanted - area
-        if variant.title == "SAMSG, no masks":
-            assert not area.any()
-        else:  # one patch more would be too much
-            assert missing.min() >= 0 and missing.max() < 16 * 16 and not np.array_equal(others, masks), variant.title
-
-
 def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run) -> None:
     predictions = studies.study_predictions([run], "masks")
     table = studies.compare(predictions, "random")
@@ -95,14 +76,11 @@ def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run) -> Non
     studies.write_study([run], "masks")
     kept, training = studies.read_study(run, "masks")
     pd.testing.assert_frame_equal(studies.compare(kept, "random"), table)
-    history = samsg.stages.read_history(run, "probe")
-    assert training.set_index("variant").loc["SAMSG", "train_accuracy"] == pytest.approx(
-        history["train_accuracy"].iloc[-1],
-        abs=1e-4,  # four digits
-    )
-    bytes_before = studies.study_file(run, "masks", "predictions").read_bytes()
+    last = samsg.stages.read_history(run, "probe").iloc[-1]
+    assert training.set_index("variant").loc["SAMSG", "train_accuracy"] == round(last["train_accuracy"], 4)
+    before = [path.read_bytes() for path in studies.study_files(run, "masks")]
     studies.write_study([run], "masks")
-    assert studies.study_file(run, "masks", "predictions").read_bytes() == bytes_before
+    assert [path.read_bytes() for path in studies.study_files(run, "masks")] == before
     with pytest.raises(samsg.SamsgError, match="samsg reproduce --study claim --profile tones --protocol random"):
         studies.read_study(run, "claim")
 
@@ -110,8 +88,7 @@ def test_every_variant_is_compared_on_the_same_test_clips(run: samsg.Run) -> Non
 @pytest.fixture
 def predictions() -> pd.DataFrame:
     """Three variants on 60 clips by six speakers; a speaker's clips are all right or all wrong, except for one."""
-    clips = pd.DataFrame({"clip": [f"c{number:02}" for number in range(60)], "seed": 0, "emotion": "x"})
-    clips["emotion"] = ["x" if number % 2 else "y" for number in range(60)]
+    clips = pd.DataFrame({"clip": [f"c{number:02}" for number in range(60)], "seed": 0, "emotion": ["y", "x"] * 30})
     clips["speaker"] = [f"s{number // 10}" for number in range(60)]
     clips["sentence"] = [f"t{number % 5}" for number in range(60)]
     tables = []
@@ -132,10 +109,6 @@ def test_intervals_resample_what_the_protocol_holds_out(predictions: pd.DataFram
         assert (row["macro_f1"], row["macro_f1_low"], row["macro_f1_high"]) == expected.macro_f1[:3]
     expected = paired_difference(rows["DeiT"], rows["SAMSG"], unit)
     assert tuple(table.loc["DeiT", ["difference", "difference_low", "difference_high", "p"]]) == expected[:4]
-    width = table["accuracy_high"] - table["accuracy_low"]
-    clips = studies.compare(predictions, "random")
-    # Speakers agree with themselves and sentences do not: their interval is that of clips.
-    assert (width > 1.4 * (clips["accuracy_high"] - clips["accuracy_low"])).all() == (protocol == "speaker")
 
 
 def test_p_values_are_corrected_for_every_comparison_of_the_table(predictions: pd.DataFrame) -> None:

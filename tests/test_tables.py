@@ -119,13 +119,10 @@ def test_results_of_finished_runs_are_collected_by_heading(finished, tmp_path, m
         tables.collect(load_profile(finished / "tones.yaml", corpora={"tones": corpus}))
 
 
-def hard_table():
-    columns = {"mine_50% (noise & 50 % of it, $x_1$)": ["-", "60.0 ± 2.0"], "a#b~c^d\\e{f}": ["1|2", "+1.0"]}
-    return pd.DataFrame(columns, index=pd.Index(["SAMSG_2 (this run)", "50 % of it"], name="Method"))
-
-
 def test_a_table_is_written_as_csv_markdown_and_latex(tmp_path):
-    frame, folder = hard_table(), tmp_path / "new"
+    columns = {"mine_50% (noise & 50 % of it, $x_1$)": ["-", "60.0 ± 2.0"], "a#b~c^d\\e{f}": ["1|2", "+1.0"]}
+    frame = pd.DataFrame(columns, index=pd.Index(["SAMSG_2 (this run)", "50 % of it"], name="Method"))
+    folder = tmp_path / "new"
     tables.write_table(frame, folder, "table1", "Table 1. Accuracy, 95 % intervals")
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
     read = pd.read_csv(folder / "table1.csv", index_col="Method", dtype=str)

@@ -18,7 +18,6 @@ from samsg import training
 from samsg.masking import masked_cells
 from samsg.model import SpectrogramDeiT, patchify
 from samsg.settings import SamsgError, TrainingSettings
-from samsg.storage import progress
 from samsg.training import Examples, Objective, best_epoch, best_precision, fit, make_fabric, schedule
 
 SIZE, GRID = (36, 46), (3, 4)  # cells, patches
@@ -33,7 +32,7 @@ def make_model(seed: int = 0) -> SpectrogramDeiT:
 
 
 def make_examples(train: int = 6, views: int = 1, masks: bool = False) -> Examples:
-    """Clips of noise, as bright as their class: two each for validation and test, the others for training."""
+    """Clips of noise, as bright as their class: two each for validation and test."""
     random, n = np.random.default_rng(0), train + 4
     labels = np.arange(n) % 3
     spectrograms = 0.25 * (random.random((n, views, *SIZE)) + labels[:, None, None, None])
@@ -59,8 +58,7 @@ def test_the_learning_rate_is_halved_every_five_epochs() -> None:
 
 def test_one_cycle_rises_for_three_tenths_and_falls_to_0() -> None:
     settings, steps = TrainingSettings(schedule="one_cycle", epochs=5), 20
-    factors = np.array([schedule(step, steps, settings) for step in range(100)])
-    done = np.arange(1, 101) / 100
+    factors, done = np.array([schedule(step, steps, settings) for step in range(100)]), np.arange(1, 101) / 100
     up, down = 0.04 + 0.96 * np.sin(np.pi / 2 * done / 0.3) ** 2, np.cos(np.pi / 2 * (done - 0.3) / 0.7) ** 2
     np.testing.assert_allclose(factors, np.where(done < 0.3, up, down), atol=1e-12)
     assert factors[29] == factors.max() == 1 and factors[-1] == 0
@@ -69,14 +67,12 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_0() -> None:
 def test_an_epoch_has_every_training_clip_once_in_a_random_view_and_order() -> None:
     examples = make_examples(train=10, views=4)
     epochs = [list(examples.epoch((0, 1, epoch), 4)) for epoch in range(40)]
-    for batches in epochs:
-        assert sorted(np.concatenate([clips for clips, _ in batches])) == list(range(4, 14))
-        assert [len(clips) for clips, _ in batches] == [4, 4, 2]
-    assert len({tuple(np.concatenate([clips for clips, _ in batches])) for batches in epochs}) == 40
-    views = np.concatenate([views for batches in epochs for _, views in batches])
-    assert np.bincount(views, minlength=4).min() > 60  # of 400, 100 each on average
-    again = list(examples.epoch((0, 1, 3), 4))
-    assert np.array_equal(np.concatenate(again, axis=1), np.concatenate(epochs[3], axis=1))
+    assert [len(clips) for clips, _ in epochs[0]] == [4, 4, 2]
+    clips, views = np.stack([np.concatenate(batches, axis=1) for batches in epochs], axis=1)  # (40, 10) each
+    assert (np.sort(clips) == np.arange(4, 14)).all() and len(np.unique(clips, axis=0)) == 40
+    assert np.bincount(views.flat, minlength=4).min() > 60  # of 400, 100 each on average
+    again = np.concatenate(list(examples.epoch((0, 1, 3), 4)), axis=1)
+    assert np.array_equal(again, [clips[3], views[3]])
 
 
 # Losses and steps
@@ -100,10 +96,9 @@ def test_steps_equal_adam_by_hand(masked: bool) -> None:
     wrapped, optimizer = fabric.setup(model, training.make_optimizer(model, settings))
     moments = {name: (0.0, 0.0) for name, _ in by_hand.named_parameters()}
     batch = examples.batch(examples.parts["train"])
+    objective = STAGE_II if masked else Objective()
     for epoch in range(2):
-        objective = STAGE_II if masked else Objective()
-        bar = progress(None, "", 2)
-        row = training.train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (0, epoch), bar)
+        row = training.train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (0, epoch))
         by_hand.zero_grad()
         loss = loss_by_hand(by_hand, batch.spectrograms, batch.labels, batch.masks)
         loss.backward()
@@ -159,7 +154,7 @@ def test_a_nan_loss_names_step_epoch_and_clips(tmp_path: Path) -> None:
     batches = [clips for clips, _ in examples.epoch((0, 0), 2)]
     step = next(number for number, clips in enumerate(batches) if 7 in clips)
     clips = ", ".join(examples.names[batches[step]])
-    with pytest.raises(SamsgError, match=rf"The loss of step {step + 1}/4 in epoch 1 is nan, on the clips {clips}\."):
+    with pytest.raises(SamsgError, match=rf"The loss is nan at step {step + 1}/4 of epoch 1, on the clips {clips}\."):
         fit(make_model(), examples, Objective(), settings, tmp_path, (0,))
     assert not list(tmp_path.iterdir())
 
@@ -195,13 +190,13 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path: Path, monkeypatch: pyt
 
 def test_precision_is_decided_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    for amx, avx512, precision in ((True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")):
+    for amx, avx512 in ((True, False), (False, True), (False, False)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=avx512: value)
-        assert best_precision(cpu) == precision
-    for supported, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        assert best_precision(cpu) == ("bf16-mixed" if amx or avx512 else "32-true")
+    for supported in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, value=supported: value)
-        assert best_precision(cuda) == precision
+        assert best_precision(cuda) == ("bf16-mixed" if supported else "32-true")
     assert best_precision(torch.device("mps")) == "32-true"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from parselmouth import PraatError
 from safetensors.torch import load_file, save_file
 from scipy import signal
 from timm.layers import resample_abs_pos_embed
@@ -81,12 +82,12 @@ def speak_shard(job: tuple[int, int, Path]) -> None:
     if path.exists():
         return
     torch.set_num_threads(1)
-    parselmouth, clips = synthetic._import_parselmouth(), []
+    clips = []
     for index in range(shard * SHARD, (shard + 1) * SHARD):
         name, clip = draw_clip(index, seed)
         try:
-            sound = synthetic._speak(parselmouth, name, clip, seed + index)  # a seed a clip: a voice a clip
-        except parselmouth.PraatError:  # no voiced frame
+            sound = synthetic._speak(name, clip, seed + index)  # a seed a clip: a voice a clip
+        except PraatError:  # no voiced frame
             continue
         rate = synthetic.BLUEPRINTS[name].sample_rate
         sound = resample(torch.from_numpy(sound).float(), rate, RATE)[: SECONDS * RATE]

@@ -1,0 +1,35 @@
+"""Run notebooks one after the other by papermill, in one kernel: the Snakefile's command.
+
+    python tools/run_chain.py FOLDER '{"profile": "demo", "corpus": "emodb"}' 02_baseline 03_attention_rollout ...
+
+The kernel imports PyTorch once, which takes longer than most notebooks; its names are cleared before each notebook.
+FOLDER gets the executed notebooks. One that fails is left there as <name>.failed.ipynb, with its traceback.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import papermill
+from jupyter_client import AsyncKernelManager
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
+    kernel = AsyncKernelManager(kernel_name="python3")
+    options = {"cwd": NOTEBOOKS, "progress_bar": False, "km": kernel}
+    for name in names:
+        if kernel.has_kernel:
+            client = kernel.blocking_client()
+            client.start_channels()
+            client.wait_for_ready()
+            client.execute_interactive("get_ipython().reset()", store_history=False)
+            client.stop_channels()
+        unfinished = folder / f"{name}.failed.ipynb"
+        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", unfinished, parameters, **options)
+        unfinished.rename(folder / f"{name}.ipynb")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])
