@@ -4,6 +4,8 @@ PROFILE ?= demo
 BIN := .venv/bin
 
 export GOMP_SPINCOUNT ?= 10000
+# With it, every notebook's kernel would compile PyTorch's modules again: 15 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: reproduce studies test coverage lint lab notebooks bench docs
 reproduce: .venv/installed  ## every notebook, table and figure of a profile
