@@ -71,8 +71,13 @@ def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1
     return "-" if np.isnan(value) else f"{value:{form}}{spread}{interval}"
 
 
-def unit_of(protocol: str) -> str:
-    """The column that holds what a protocol holds out: 'clip' for 'random', else 'speaker' or 'sentence'."""
+def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
+    """The column that intervals resample: 'clip' for 'random', else what the protocol holds out.
+
+    Two sentences have no interval of their own: there speakers are resampled, and other sentences are not spoken for.
+    """
+    if protocol == "sentence" and predictions is not None and predictions["sentence"].nunique() == 2:
+        return "speaker"
     return "clip" if protocol == "random" else protocol
 
 

@@ -151,7 +151,7 @@ def compare(predictions: pd.DataFrame, protocol: str, reference: str = SAMSG.tit
     Returns one row a variant: n, accuracy, macro_f1 and difference, each with _low and _high; p, p_holm, only_variant
     and only_reference (clips that only the variant, or only the reference, gets right).
     """
-    classes, unit = emotions_of(predictions), unit_of(protocol)
+    classes, unit = emotions_of(predictions), unit_of(protocol, predictions)
     base, rows = predictions[predictions["variant"] == reference], {}
     for title, table in predictions.groupby("variant", sort=False):
         summary = summarise(table, classes, unit)
@@ -194,7 +194,7 @@ def findings(predictions: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     for (title, protocol), table in predictions.items():
         methods = dict(iter(table.groupby("variant")))
         for method, base in pairs:
-            difference = paired_difference(methods[method], methods[base], unit_of(protocol))
+            difference = paired_difference(methods[method], methods[base], unit_of(protocol, table))
             rows.append({"study": f"{title}, {protocol}", "method": method, "against": base, **difference._asdict()})
     family = pd.DataFrame(rows)
     family["p_holm"] = holm(family["p"])

@@ -124,7 +124,9 @@ def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.
             (heads if name.startswith(("emotion_head", "reconstruction_head")) else rest).append(parameter)
     head_lr = settings.head_lr or settings.lr
     groups = [{"params": rest, "peak_lr": settings.lr}, {"params": heads, "peak_lr": head_lr}]
-    return torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True)
+    return torch.optim.Adam(
+        groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True, fused=True
+    )
 
 
 def schedule(step: int, steps: int, settings: TrainingSettings) -> float:

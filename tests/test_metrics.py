@@ -120,6 +120,12 @@ def test_resampling_clips_draws_from_the_binomial_distribution():
     assert (found.low, found.high) == pytest.approx(0.75 + factor(200) * (exact - 0.75), abs=0.006)
 
 
+@pytest.mark.parametrize(("n", "unit"), [(2, "speaker"), (3, "sentence")])
+def test_of_two_sentences_speakers_are_resampled(n: int, unit: str) -> None:
+    predictions = pd.DataFrame({"sentence": [str(k % n) for k in range(6)]})
+    assert metrics.unit_of("sentence", predictions) == unit and metrics.unit_of("random", predictions) == "clip"
+
+
 def test_two_speakers_give_a_wide_interval_and_one_none():
     assert [metrics.unit_of(name) for name in ("random", "speaker", "sentence")] == ["clip", "speaker", "sentence"]
     found = metrics.summarise(by_speakers([0.22, 0.26]), CLASSES, "speaker").accuracy
