@@ -23,7 +23,8 @@ SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
 PREPARE, *OF_RUN = [stage.notebook for stage in STAGES.values()]
 TABLES = "07_tables_and_figures"
-COMMAND = f"{sys.executable} {in_repository('tools')}/run_chain.py \"$(dirname {{output[0]:q}})\" {{params.given:q}} "
+TOOLS = in_repository("tools")
+COMMAND = '{sys.executable:q} {TOOLS:q}/run_chain.py "$(dirname {output[0]:q})" {params.parameters:q} '
 
 
 wildcard_constraints:
@@ -36,7 +37,7 @@ def sources(*names):
     return [in_repository(f"notebooks/{name}.ipynb") for name in names]
 
 
-def given(names):
+def as_json(names):
     """A notebook's parameters, as JSON: a corpus '007' is text, a seed is a number."""
     values = {name: int(value) if name == "seed" else value for name, value in names.items()}
     return json.dumps({"profile": PROFILE, **values})
@@ -56,7 +57,8 @@ rule prepare:
         RUNS / f"{{corpus}}/notebooks/{PREPARE}.log",
     params:
         settings=lambda names: SETTINGS + profile.corpora[names.corpus].model_dump_json(),
-        given=given,
+        parameters=as_json,
+    threads: 8  # or all cores, where there are fewer
     shell:
         COMMAND + PREPARE + " > {log:q} 2>&1"
 
@@ -71,8 +73,8 @@ rule run:
         RUNS / "{corpus}/{protocol}/seed{seed}/notebooks/run.log",
     params:
         settings=lambda names: SETTINGS + profile.corpora[names.corpus].model_dump_json(),
-        given=given,
-    threads: 8  # or all cores, where there are fewer: two training processes never share cores
+        parameters=as_json,
+    threads: 8  # two training processes never share cores
     shell:
         COMMAND + " ".join(OF_RUN) + " > {log:q} 2>&1"
 
@@ -87,6 +89,6 @@ rule tables_and_figures:
         RUNS / f"notebooks/{{protocol}}/{TABLES}.log",
     params:
         settings=lambda names: SETTINGS,  # a string would be searched for wildcards
-        given=given,
+        parameters=as_json,
     shell:
         COMMAND + TABLES + " > {log:q} 2>&1"

@@ -6,6 +6,7 @@ Without data: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg pred
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -122,7 +123,8 @@ def reproduce(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(in_repository("Snakefile"))]
     command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params", "--keep-going"]
-    command += ["--rerun-incomplete", "--nolock", "--config", f"profile={profile}"]
+    # Where a later notebook fails, those before it are kept.
+    command += ["--rerun-incomplete", "--keep-incomplete", "--nolock", "--config", f"profile={profile}"]
     asked = {"corpora": names, "protocols": chosen.protocols, "seeds": chosen.seeds}
     command += [f"{name}={','.join(map(str, values))}," for name, values in asked.items()]  # '007,' stays text
     print(f"Profile '{chosen.name}': {chosen.description}. Executed notebooks: {runs}", flush=True)
@@ -159,13 +161,12 @@ def _run_snakemake(command: list[str], runs: Path) -> None:
 def progress_line(event: str, runs: Path, started: float) -> str:
     """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
     corpus, stage, state = event.split(maxsplit=2)
-    jobs = (
-        r"^(prepare|run|tables_and_figures) +(\d+)$"  # Snakemake's table of jobs; a run has the other stages' notebooks
-    )
-    counts = re.findall(jobs, (runs / "snakemake.log").read_text(errors="replace"), re.MULTILINE)
+    table = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each later stage
+    counts = re.findall(r"^(prepare|run|tables_and_figures) +(\d+)$", table, re.MULTILINE)
     total = sum(int(count) * (len(STAGES) - 1 if job == "run" else 1) for job, count in counts)
-    notebooks = [path for path in runs.rglob("*.ipynb") if not path.name.endswith(".failed.ipynb")]
-    done = sum(path.stat().st_mtime >= started for path in notebooks)
+    names = glob.iglob("**/*.ipynb", root_dir=runs, recursive=True)  # pathlib's would raise where a folder vanishes
+    paths = [runs / name for name in names if not name.endswith(".failed.ipynb")]
+    done = sum(path.is_file() and path.stat().st_mtime >= started for path in paths)
     return f"[{done}/{total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
 
 

@@ -148,8 +148,9 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
     if missing := [entry for entry in table["path"] if not os.path.isfile(root / entry)]:
         found = f"{path} lists {len(missing)} files that do not exist in {root}, such as {missing[0]!r}"
         raise SamsgError(f"{found}; correct the paths, or give the folder that they are relative to.")
-    if (table["emotion"] == "").any():
-        raise SamsgError(f"{path} has no emotion for {table['path'][table['emotion'] == ''].iat[0]}.")
+    for entry, emotion in zip(table["path"], table["emotion"], strict=True):
+        if not emotion or not f"{entry}{emotion}".isprintable():
+            raise SamsgError(f"{path} has no emotion for {entry!r}, or characters that tables cannot hold.")
     if "part" in table and set(table["part"]) != set(PARTS):
         found = ", ".join(map(repr, sorted(set(table["part"]))))
         raise SamsgError(f"{path} has {found} in column part; a published split needs each of {', '.join(PARTS)}.")

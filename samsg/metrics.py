@@ -74,10 +74,12 @@ def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1
 def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
     """The column that intervals resample: 'clip' for 'random', else what the protocol holds out.
 
-    Two sentences have no interval of their own: there speakers are resampled, and other sentences are not spoken for.
+    Two sentences, one a fold, give no interval: there speakers are resampled, and other sentences are not spoken for.
     """
-    if protocol == "sentence" and predictions is not None and predictions["sentence"].nunique() == 2:
-        return "speaker"
+    if protocol == "sentence" and predictions is not None:
+        of_fold = predictions.groupby("seed")["sentence"].nunique()
+        if predictions["sentence"].nunique() == 2 and (of_fold == 1).all():
+            return "speaker"
     return "clip" if protocol == "random" else protocol
 
 

@@ -46,7 +46,7 @@ def rollout_row(
         alpha: weight of the attention against the identity (Eq. 6), of the first two readings.
         reading: 'output_to_input': of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed': of A(1) ... A(L), as
             Eq. 7 is printed; 'discard': of A(L) ... A(1) with vit-explain's A (``discard_lowest``). For comparison:
-            'last_layer': the last layer's attention; 'gradient': weighted by its gradient (``positive_relevance``).
+            'last_layer': its attention alone; 'gradient': attention times its gradient (``positive_relevance``).
         token: the row of CLS, the 'mean' of the CLS and distillation rows, or that of one token of each clip, (B,).
         discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
         layers: use only the last layers, this many; None: all.

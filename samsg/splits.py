@@ -83,7 +83,7 @@ def _has_two_sentences(manifest: pd.DataFrame, protocol: str) -> bool:
 
 
 def _groups(manifest: pd.DataFrame, column: str, at_least: int) -> pd.Series:
-    """The speaker or sentence of each clip, of which there must be ``at_least`` so many."""
+    """The speaker or sentence of each clip; SamsgError if there are fewer than ``at_least``, or clips without one."""
     groups = manifest.get(column, pd.Series("", manifest.index))
     n_groups, n_unknown = groups[groups != ""].nunique(), int((groups == "").sum())
     if n_groups < at_least or n_unknown:

@@ -28,7 +28,7 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import STAGES, Profile, SamsgError, StageSettings, home, load_profile
+from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
@@ -127,9 +127,13 @@ class Run:
 def open_run(
     profile: str | Path | Profile = "demo", corpus: str = "emodb", protocol: str = "random", seed: int = 0
 ) -> Run:
-    """One run of a profile; SamsgError if there is no such profile, or no such corpus in it."""
+    """One run of a profile; SamsgError if there is no such profile, corpus or protocol, or if the seed is negative."""
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     profile.corpus(corpus)
+    if protocol not in PROTOCOLS:
+        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
+    if seed < 0:
+        raise SamsgError(f"A seed is a whole number from 0; found {seed}.")
     return Run(profile, corpus, protocol, seed)
 
 
@@ -137,8 +141,8 @@ def find_run(name: str | Path) -> Run | None:
     """A finished run with the settings that it was made with; None if there is none, SamsgError if this version does
     not know its settings. ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder.
     """
-    runs = home() / "runs"
-    folder = runs / name  # an absolute path replaces runs/
+    runs = (home() / "runs").resolve()
+    folder = (runs / name).resolve()  # an absolute path replaces runs/
     parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else ()
     if not 2 <= len(parts) <= 4:
         return None

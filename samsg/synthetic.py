@@ -27,8 +27,8 @@ from samsg.storage import complete_folder, locked, progress
 try:
     import parselmouth
     from parselmouth import praat
-except ImportError as error:
-    raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.") from error
+except ImportError:  # an extra; corpora that were spoken before are read without it
+    parselmouth = None
 
 RECIPE = 1  # another number: other sounds from the same settings
 SOURCE_RATE = 22_050  # Hz, eSpeak's own
@@ -111,6 +111,8 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     for group, limit in limits.items():
         if getattr(settings, group) > limit:
             raise SamsgError(f"The embedded {name} has names for {limit} {group}, not for {getattr(settings, group)}.")
+    if settings.shortcut is not None and name != "emodb":
+        raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
     note = json.dumps({"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}, sort_keys=True)
     with locked(folder) as partial:
@@ -120,6 +122,8 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
             if found != note:
                 raise SamsgError(f"{folder} is to hold {note} and holds {found}. Remove that folder, or name another.")
             return
+        if parselmouth is None:
+            raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         clips = list(_plan_clips(name, settings) if settings.shortcut is None else _plan_shortcut(settings))
         for clip in progress(clips, f"speaking {name}", len(clips)):

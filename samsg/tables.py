@@ -53,7 +53,7 @@ def collect(profile: Profile, protocol: str = "random", corpora: Collection[str]
         for method in METHODS:
             if method != "long" or all(variant_run(run, LONG).is_finished(LONG.stage) for run in runs):
                 tested = pd.concat([predictions_of(run, method) for run in runs], ignore_index=True)
-                results[heading][method] = summarise(tested, classes, unit_of(protocol))
+                results[heading][method] = summarise(tested, classes, unit_of(protocol, tested))
     return results
 
 

@@ -127,7 +127,8 @@ def test_sounds_may_lie_anywhere(tmp_path):
     [
         ("path;emotion\n1.wav;calm\n", "has columns path;emotion; it needs path and emotion"),
         ("", "cannot be read as CSV"),
-        ("path,emotion\n1.wav,calm\n2.wav, \n", r"has no emotion for 2\.wav"),
+        ("path,emotion\n1.wav,calm\n2.wav, \n", r"has no emotion for '2\.wav'"),
+        ('path,emotion\n1.wav,calm\n2.wav,"gl\rad"\n', "characters that tables cannot hold"),
         ("path,emotion\n1.wav,calm\n2.wav,calm\n", "has 1 emotions; a classifier needs two or more"),
         ("path,emotion\n1.wav,calm\n3.wav,glad\n", r"lists 1 files that do not exist in .*, such as '3\.wav'"),
         ("path,emotion\n1.wav,calm\n/dev/zero,glad\n", "lists 1 files that do not exist"),

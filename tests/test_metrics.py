@@ -122,8 +122,9 @@ def test_resampling_clips_draws_from_the_binomial_distribution():
 
 @pytest.mark.parametrize(("n", "unit"), [(2, "speaker"), (3, "sentence")])
 def test_of_two_sentences_speakers_are_resampled(n: int, unit: str) -> None:
-    predictions = pd.DataFrame({"sentence": [str(k % n) for k in range(6)]})
+    predictions = pd.DataFrame({"sentence": [str(k % n) for k in range(6)], "seed": [k % n for k in range(6)]})
     assert metrics.unit_of("sentence", predictions) == unit and metrics.unit_of("random", predictions) == "clip"
+    assert metrics.unit_of("sentence", predictions.assign(seed=0)) == "sentence"
 
 
 def test_two_speakers_give_a_wide_interval_and_one_none():

@@ -63,8 +63,17 @@ def test_the_seed_decides_the_bytes_whatever_was_spoken_before(folders, tmp_path
         assert sounds(tmp_path / name).items() <= sounds(folders[name]).items()
     write_corpus("emodb", tmp_path / "other", SyntheticSettings(speakers=1, sentences=1, seed=1))
     other, first, takes = sounds(tmp_path / "other"), sounds(folders["emodb"]), sounds(folders["crema_d"])
-    assert len(other) == 7 and not other.items() & first.items()
+    assert len(other) == 7 and other.keys() <= first.keys() and not other.items() & first.items()
     assert takes["AudioWAV/1001_IEO_ANG_XX.wav"] != takes["AudioWAV/1001_IEO_ANG_LO.wav"]
+
+
+def test_the_strength_of_the_acting_changes_all_but_neutral_clips(folders, tmp_path):
+    for strength in (1.0, 1.4):
+        settings = SyntheticSettings(speakers=1, sentences=1, strength=strength)
+        write_corpus("emodb", tmp_path / str(strength), settings)
+    usual, strong, first = sounds(tmp_path / "1.0"), sounds(tmp_path / "1.4"), sounds(folders["emodb"])
+    assert usual.items() <= first.items() and usual.keys() == strong.keys()
+    assert [path for path in usual if usual[path] == strong[path]] == ["wav/03a01Na.wav"]
 
 
 def test_recipe_1_still_makes_the_samples_that_it_made_first(folders):
@@ -108,6 +117,7 @@ def test_a_folder_is_written_once_with_a_note_and_holds_nothing_else(folders, tm
     [
         ("savee", {"speakers": 5}, "names for 4 speakers, not for 5"),
         ("emodb", {"sentences": 11}, "names for 10 sentences, not for 11"),
+        ("savee", {"shortcut": 0.5}, "no names for a shortcut"),
         ("emodb", {"sentences": 6, "shortcut": 0.5}, "a sentence for each of 7 emotions; found 6"),
         ("emo_db", {}, "Did you mean 'emodb'"),
     ],

@@ -7,7 +7,7 @@ off, a condition turned round); where its tests still pass they miss something, 
 replacement is drawn for each place and kind of change, and changes in annotations, which nothing evaluates, are left
 out. The tests are collected and passed once, then each mutant is run in a fork of that process, quick tests first
 and up to the first failure: some tenths of a second of processor time, where a process of its own takes five to ten
-to import PyTorch. Needs samsg[test,trials], and Linux or macOS; docs/reliability.md, section 6, says what was found.
+to import PyTorch. Needs samsg[test,trials], and Linux or macOS; docs/reliability.md says what was found.
 """
 
 from __future__ import annotations
