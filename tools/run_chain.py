@@ -24,8 +24,9 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
             client = kernel.blocking_client()
             client.start_channels()
             client.wait_for_ready()
-            client.execute_interactive("get_ipython().reset()", store_history=False)
+            reply = client.execute_interactive("get_ipython().reset()", store_history=False)
             client.stop_channels()
+            assert reply["content"]["status"] == "ok", reply  # or the next notebook would see this one's names
         unfinished = folder / f"{name}.failed.ipynb"
         papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", unfinished, parameters, **options)
         unfinished.rename(folder / f"{name}.ipynb")

@@ -1,0 +1,35 @@
+"""tools/run_chain.py: notebooks of one kernel that know nothing of each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from samsg.settings import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "tools"))
+import run_chain
+
+
+def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = "import os; print(os.getpid(), 'secret' in globals())"
+    sources = {"first": f"secret = 1\n{process}", "second": process, "third": "1 / 0", "fourth": "pass"}
+    for name, source in sources.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    monkeypatch.setattr(run_chain, "NOTEBOOKS", tmp_path)
+    (executed := tmp_path / "executed").mkdir()
+    with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
+        run_chain.main(executed, {}, list(sources))
+    assert sorted(path.name for path in executed.iterdir()) == ["first.ipynb", "second.ipynb", "third.failed.ipynb"]
+    first, second = (nbformat.read(executed / f"{name}.ipynb", 4).cells[-1] for name in ("first", "second"))
+    assert first.outputs[0].text.split()[1] == "True" and second.outputs[0].text.split()[1] == "False"
+    assert first.outputs[0].text.split()[0] == second.outputs[0].text.split()[0]
+    assert second.execution_count == 1
