@@ -25,6 +25,7 @@ SHARED = {"emodb_2s": "emodb_first2s", "emodb_whole": "emodb_whole", "ravdess": 
 STUDIES = {  # study: seeds. Of 'speaker' and 'sentence' a seed is a fold.
     "emodb_2s/speaker": range(5),
     "ravdess/sentence": range(2),
+    "ravdess_long/sentence": range(2),
     "emodb_2s/random": range(5),
     "ravdess/random": range(2),
     "emodb_whole/speaker": range(5),
