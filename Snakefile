@@ -1,5 +1,5 @@
-# The reproduction as a graph, for every corpus, protocol and seed asked for: notebook 01 of a corpus, notebooks 02 to 06
-# of a run, notebook 07 of a protocol. Papermill runs them.
+# The reproduction as a graph: notebooks 01 to 06 of each run, that is of each corpus, protocol and seed asked for, and
+# notebook 07 of each protocol. Papermill runs them.
 #
 #   samsg reproduce --profile demo          drives it; so does plain Snakemake:
 #   snakemake --cores all --config profile=demo corpora=savee,emodb protocols=random seeds=0,1
@@ -21,7 +21,7 @@ PROTOCOLS = listed(config.get("protocols", "")) or list(profile.protocols)
 SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
 # Part of every rule, so that changed settings run its notebooks again; the library then names the difference.
 SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
-PREPARE, *OF_RUN = [stage.notebook for stage in STAGES.values()]
+OF_RUN = [stage.notebook for stage in STAGES.values()]
 TABLES = "07_tables_and_figures"
 TOOLS = in_repository("tools")
 COMMAND = '{sys.executable:q} {TOOLS:q}/run_chain.py "$(dirname {output[0]:q})" {params.parameters:q} '
@@ -48,24 +48,8 @@ rule all:
         expand(RUNS / f"notebooks/{{protocol}}/{TABLES}.ipynb", protocol=PROTOCOLS),
 
 
-rule prepare:
-    input:
-        sources(PREPARE),
-    output:
-        RUNS / f"{{corpus}}/notebooks/{PREPARE}.ipynb",
-    log:
-        RUNS / f"{{corpus}}/notebooks/{PREPARE}.log",
-    params:
-        settings=lambda names: SETTINGS + profile.corpora[names.corpus].model_dump_json(),
-        parameters=as_json,
-    threads: 8  # or all cores, where there are fewer
-    shell:
-        COMMAND + PREPARE + " > {log:q} 2>&1"
-
-
 rule run:
     input:
-        rules.prepare.output,
         sources(*OF_RUN),
     output:
         [RUNS / f"{{corpus}}/{{protocol}}/seed{{seed}}/notebooks/{name}.ipynb" for name in OF_RUN],

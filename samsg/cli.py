@@ -161,9 +161,9 @@ def _run_snakemake(command: list[str], runs: Path) -> None:
 def progress_line(event: str, runs: Path, started: float) -> str:
     """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
     corpus, stage, state = event.split(maxsplit=2)
-    table = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each later stage
-    counts = re.findall(r"^(prepare|run|tables_and_figures) +(\d+)$", table, re.MULTILINE)
-    total = sum(int(count) * (len(STAGES) - 1 if job == "run" else 1) for job, count in counts)
+    table = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each stage
+    counts = re.findall(r"^(run|tables_and_figures) +(\d+)$", table, re.MULTILINE)
+    total = sum(int(count) * (len(STAGES) if job == "run" else 1) for job, count in counts)
     names = glob.iglob("**/*.ipynb", root_dir=runs, recursive=True)  # pathlib's would raise where a folder vanishes
     paths = [runs / name for name in names if not name.endswith(".failed.ipynb")]
     done = sum(path.is_file() and path.stat().st_mtime >= started for path in paths)

@@ -227,12 +227,12 @@ def test_the_graph_has_each_corpus_and_run_once(home: Path) -> None:
     command += ["--directory", home, "--config", "profile=smoke", "corpora=emodb,savee", "seeds=0,1"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
-    assert jobs == {"prepare": "2", "run": "4", "tables_and_figures": "1", "all": "1", "total": "8"}
+    assert jobs == {"run": "4", "tables_and_figures": "1", "all": "1", "total": "6"}
     assert "crema_d" not in done.stdout
 
 
 def test_progress_counts_the_notebooks_of_this_call(tmp_path: Path) -> None:
-    (tmp_path / "snakemake.log").write_text("prepare    3\nrun        3\ntables_and_figures   1\nall   1\ntotal    8\n")
+    (tmp_path / "snakemake.log").write_text("run        3\ntables_and_figures   1\nall   1\ntotal    5\n")
     for name in ("01_old.ipynb", "a/01_new.ipynb", "b/01_new.ipynb", "b/02_new.failed.ipynb"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -197,13 +197,13 @@ def test_runs_go_through_a_clusters_queue(corpus: Path) -> None:
     submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {queue}/submit.sh", "jobs": 1}
     (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "seconds-between-status-checks": 1}))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--profile", str(queue)]
-    command += ["--directory", str(corpus), "--until", "prepare"]
+    command += ["--directory", str(corpus), "--until", "run"]
     command += ["--config", f"profile={corpus / 'tones.yaml'}", "corpora=tones", "protocols=random", "seeds=0"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "SAMSG_HOME": str(corpus), "OMP_NUM_THREADS": "1", "PATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert len((queue / "submitted").read_text().splitlines()) == 1
-    notebook = corpus / f"runs/tones/tones/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
+    notebook = corpus / f"runs/tones/tones/random/seed0/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
     assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
     assert (corpus / "runs/tones/tones/spectrograms/views.f16").is_file()
