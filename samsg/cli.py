@@ -104,7 +104,7 @@ def reproduce(
     Finished stages are not run again; an interrupted one continues from its last epoch. Tables and figures show every
     finished corpus and seed of the profile.
     """
-    from samsg import stages, tables
+    from samsg import stages
 
     if profile.endswith((".yaml", ".yml")):
         profile = str(Path(profile).expanduser().resolve())  # the notebooks run in another folder
@@ -129,6 +129,8 @@ def reproduce(
     command += [f"{name}={','.join(map(str, values))}," for name, values in asked.items()]  # '007,' stays text
     print(f"Profile '{chosen.name}': {chosen.description}. Executed notebooks: {runs}", flush=True)
     _run_snakemake(command, runs)
+    from samsg import tables  # its packages take seconds, in which Snakemake starts
+
     for name in chosen.protocols:
         results = tables.collect(chosen, name, names)
         paper = bool(set(chosen.corpora) & set(tables.PAPER_CORPORA))
@@ -178,6 +180,7 @@ def _failures(runs: Path, started: float) -> list[str]:
             outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
             errors = [output for output in outputs if output["output_type"] == "error"]
             messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
+            messages += [] if errors else [f"The kernel of {path} died; was there enough memory?"]
     log = runs / "snakemake.log"
     return messages or [f"{log}:\n{log.read_text(errors='replace')[-1000:]}"]
 

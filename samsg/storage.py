@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from samsg.settings import REPOSITORY, SamsgError
@@ -69,8 +69,16 @@ def locked(folder: Path) -> Iterator[Path]:
     """Make a folder while other processes wait: yields '<folder>.partial', where its content is written first."""
     with explain_failed_writes(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # ends with its process, however that ends
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{folder}: waiting for another process that makes it.", flush=True)
+            lock.acquire()
+        try:
             yield folder.with_name(f"{folder.name}.partial")
+        finally:
+            lock.release()
 
 
 def progress(steps: Iterable[Any] | None, text: str, total: int, done: int = 0) -> tqdm:

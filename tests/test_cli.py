@@ -264,10 +264,9 @@ def test_a_profile_keeps_its_tables_and_a_command_prints_its_own_corpus(finished
     profile = yaml.safe_load((home / "tones.yaml").read_text())
     reader = {"reader": str(home / "tones.csv"), "note": "toy"}
     (home / "tones.yaml").write_text(yaml.safe_dump({**profile, "corpora": {"tones": reader, "more": reader}}))
-    for name, stage in STAGES.items():
-        folder = home / "runs/tones/more" / ("." if name == "spectrograms" else "random/seed0") / "notebooks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{stage.notebook}.ipynb").touch()
+    (notebooks := home / "runs/tones/more/random/seed0/notebooks").mkdir()
+    for stage in STAGES.values():
+        (notebooks / f"{stage.notebook}.ipynb").touch()
     (home / ".snakemake/locks").mkdir(parents=True)  # of the other command
     output = home / "runs/tones/notebooks/random/07_tables_and_figures.ipynb"
     (home / ".snakemake/locks/0.output.lock").write_text(f"{output}\n")
