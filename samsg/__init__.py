@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 import lazy_loader
 
-# OpenMP's threads wait for each other spinning, for long unless told otherwise before torch is loaded: beside another
-# process that makes a training step many times slower. Spinning this much costs nothing when alone.
+# OpenMP's threads spin while they wait for each other, by default for long: beside another process, a training step is
+# then many times slower. This shorter spin costs nothing when alone. It must be set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = version("samsg")

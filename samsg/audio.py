@@ -25,7 +25,7 @@ from samsg.storage import progress
 
 LFS_POINTER = b"version https://git-lfs"  # how the text begins that Git LFS keeps in place of a sound
 SHORTEST, LONGEST = 0.064, 60.0  # s: one Fourier transform of the paper, and far more than a sentence
-SPECTROGRAMS, CLIPS, LEFT_OUT = "views.f16", "clips.csv", "left_out.csv"
+SPECTROGRAMS, CLIPS, REJECTED_CLIPS = "views.f16", "clips.csv", "left_out.csv"
 
 
 def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LONGEST) -> Tensor:
@@ -53,12 +53,12 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
             if longest * rate < frames < 2**62:  # a stream of unknown length states more
                 raise SamsgError(f"{path} lasts {frames / rate:.0f} s; at most {longest:g} s are read. Cut it.")
             samples = sound.read(math.ceil(longest * rate), "float32", always_2d=True).mean(axis=1)  # (S,)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw has no header
         reason = getattr(error, "error_string", error)
         raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
-    size = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)
-    if size and int(size[2]) < int(size[1]) < 2**31 - 1:  # more: written to a pipe, length unknown
-        raise SamsgError(f"{path} is truncated: {size[2]} of {size[1]} bytes of sound; fetch it again.")
+    sizes = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)
+    if sizes and int(sizes[2]) < int(sizes[1]) < 2**31 - 1:  # 2**31 - 1: a pipe, length unknown
+        raise SamsgError(f"{path} is truncated: {sizes[2]} of {sizes[1]} bytes of sound; fetch it again.")
     if not len(samples) or not np.abs(samples).max() < 1e12:  # the power of more would overflow
         raise SamsgError(f"{path} holds no samples, or samples that are NaN, infinite or too large.")
     return change_rate(torch.from_numpy(samples), rate, sample_rate)
@@ -66,14 +66,14 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
 
 def change_rate(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """Resample from one rate to another, Hz: (S,) -> (S',), float32."""
-    shared = math.gcd(rate, new_rate)
-    if rate // shared > 1000:  # torchaudio's filters for such a ratio would fill the memory
-        return torch.from_numpy(resample_poly(waveform, new_rate // shared, rate // shared).astype(np.float32))
+    divisor = math.gcd(rate, new_rate)
+    if rate // divisor > 1000:  # torchaudio's filters for such a ratio would fill the memory
+        return torch.from_numpy(resample_poly(waveform, new_rate // divisor, rate // divisor).astype(np.float32))
     return resample(waveform, rate, new_rate)
 
 
 def why_unusable(waveform: Tensor, sample_rate: int) -> str:
-    """Why a recording cannot be trained on, or '': min-max scaling of silence would divide by zero."""
+    """Why a recording cannot be trained on, or '' if it can be: too short, or digital silence."""
     if len(waveform) < SHORTEST * sample_rate:
         return f"shorter than {SHORTEST} s"
     if waveform.max() - waveform.min() <= 2 / 2**15:  # the last bit of 16-bit sound
@@ -94,7 +94,7 @@ def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, view
     """
     generator = np.random.default_rng([views.seed, zlib.crc32(f"{clip}/{view}".encode())])
     if view == "speed":
-        # In hundredths the ratio of the two rates stays small, and so does the resampling filter.
+        # A speed in hundredths keeps the ratio of the two rates simple, and so the resampling filter short.
         waveform = resample(waveform, round(100 * generator.uniform(min(views.speed), max(views.speed))), 100)
     waveform = waveform[: audio.n_samples]
     if view == "noise" and waveform.any():  # silence has no signal-to-noise ratio
@@ -136,7 +136,7 @@ class LogMel(nn.Module):
         return 10 * self.mel(waveforms).clamp(min=self.floor).log10()
 
     def limits(self, decibels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each clip's least decibel and its range, in dB: (B, 128, 1001) -> (B, 1, 1) twice."""
+        """Offset and divisor of the scaling, dB: lowest value and range: (B, 128, 1001) -> (B, 1, 1) twice."""
         offset = decibels.amin((1, 2), keepdim=True)
         return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
 
@@ -155,14 +155,14 @@ def write_spectrograms(
     Leaves views.f16, (N, V, 128, 1001) in half precision; clips.csv, the manifest with a column samples (of the
     recording, at ``audio.sample_rate``); and left_out.csv, the clips that cannot be trained on, with the reason.
     """
-    log_mel, n, threads = LogMel(audio), len(manifest), torch.get_num_threads()
+    log_mel, n_clips, threads = LogMel(audio), len(manifest), torch.get_num_threads()
 
-    def work(path: str, clip: str) -> tuple[str, int, bytes]:
+    def process_clip(path: str, clip: str) -> tuple[str, int, bytes]:
         try:
             waveform = read_sound(root / path, audio.sample_rate)
         except SamsgError as error:
             return str(error), 0, b""
-        if reason := why_unusable(waveform, audio.sample_rate):
+        if reason := why_unusable(waveform[: audio.n_samples], audio.sample_rate):
             return f"{path}: {reason}.", 0, b""
         waveforms = torch.stack([make_view(waveform, clip, view, audio, views) for view in views.names])  # (V, 64000)
         # Half precision keeps values of [0, 1] to 0.0003, a tenth of the step of 8-bit grey pictures, and 0 exactly.
@@ -173,19 +173,19 @@ def write_spectrograms(
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     # Ordinary writes: a full disk is an error then, and through a memory map it would kill the process.
     with pool, (folder / SPECTROGRAMS).open("wb") as file:
-        chunks = (manifest.iloc[start : start + 256] for start in range(0, n, 256))
-        jobs = (job for chunk in chunks for job in pool.map(work, chunk["path"], chunk["clip"]))
-        for reason, length, content in progress(jobs, "spectrograms", n):
+        chunks = (manifest.iloc[start : start + 256] for start in range(0, n_clips, 256))
+        results = (result for chunk in chunks for result in pool.map(process_clip, chunk["path"], chunk["clip"]))
+        for reason, length, content in progress(results, "spectrograms", n_clips):
             file.write(content)
             reasons.append(reason)
             samples.append(length)
     torch.set_num_threads(threads)
     table = manifest.assign(samples=samples, reason=reasons)
-    usable = table["reason"] == ""
-    if not usable.any():
+    is_usable = table["reason"] == ""
+    if not is_usable.any():
         raise SamsgError(f"No sound in {root} can be used; the first: {reasons[0]}")
-    table[usable].drop(columns="reason").to_csv(folder / CLIPS, index=False)
-    table[~usable].drop(columns="samples").to_csv(folder / LEFT_OUT, index=False)
+    table[is_usable].drop(columns="reason").to_csv(folder / CLIPS, index=False)
+    table[~is_usable].drop(columns="samples").to_csv(folder / REJECTED_CLIPS, index=False)
 
 
 def open_spectrograms(folder: Path, audio: AudioSettings, views: ViewSettings) -> np.ndarray:

@@ -29,12 +29,12 @@ from samsg.metrics import estimate_text, summarise, unit_of
 from samsg.model import build_model
 from samsg.rollout import attention_rollout
 from samsg.settings import AudioSettings, ModelSettings, RolloutSettings, SamsgError, load_profile
-from samsg.stages import Run, load_model, read_clips, read_predictions
-from samsg.training import EVALUATION_BATCH, Objective, evaluate, make_fabric
+from samsg.stages import Run, load_model, prediction_table, read_clips, read_predictions
+from samsg.training import EVALUATION_BATCH, Objective, choose_attention, evaluate, make_fabric
 
 Sound = str | Path | np.ndarray | Tensor  # a file, or mono samples in [-1, 1], (S,)
 SHORTEST, LONGEST = 0.25, 4 * 3600.0  # s of a recording: a syllable, and four hours
-SHOWN = 12  # windows in one picture
+MOST_WINDOWS = 12  # windows in one picture
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
 
@@ -59,12 +59,12 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         emotions, note = emotions_of(clips), profile.note(run.corpus, run.protocol)
         summary = summarise(read_predictions(run, "probe"), emotions, unit_of(run.protocol))
         title = profile.title(run.corpus) + (f" ({note})" if note else "")
-        reached = f"Accuracy on {summary.n} test clips: {estimate_text(summary.accuracy)} %"
-        commonest = f"always the most frequent emotion: {100 * max(summary.support.values()) / summary.n:.1f} %"
-        made_by = f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}"
+        accuracy = f"Accuracy on {summary.n} test clips: {estimate_text(summary.accuracy)} %"
+        chance = f"always the most frequent emotion: {100 * max(summary.support.values()) / summary.n:.1f} %"
+        origin = f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}"
         about = {
-            "worth": f"Trained on {title}. {reached}; {commonest}.",
-            "training": f"{made_by}, {(clips['part'] == 'train').sum()} training clips",
+            "worth": f"Trained on {title}. {accuracy}; {chance}.",
+            "training": f"{origin}, {(clips['part'] == 'train').sum()} training clips",
             "windows": f"every window of {profile.audio.seconds:g} s: {', '.join(emotions)}",
         }
         settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("audio", "model", "rollout")}
@@ -94,21 +94,21 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         return super().generate_model_card(*arguments, about=self.about, **options)
 
     def _windows(self, sound: Sound, sample_rate: int | None = None) -> tuple[Tensor, pd.DataFrame, Tensor]:
-        """The recording at the model's rate, (S,); start and end (s) of its windows of 4 s, of which the last one ends
-        with it; and their samples, (W, 64000)."""
+        """The recording at the model's rate, (S,); a table of its windows of 4 s with start and end (s), the last of
+        which ends with the recording; and the windows' samples, (W, 64000)."""
         length, rate, name = self.audio.n_samples, self.audio.sample_rate, "The recording"
         if isinstance(sound, str | Path):
             waveform, name = read_sound(sound, rate, LONGEST), str(sound)
         else:
             waveform = torch.as_tensor(sound)
             if waveform.ndim != 1 or not waveform.is_floating_point() or not waveform.isfinite().all():
-                found = f"{waveform.dtype} of the shape {tuple(waveform.shape)}"
-                raise SamsgError(f"Samples are finite floating-point numbers in [-1, 1], (S,); found {found}.")
+                sample_type = f"{waveform.dtype} of the shape {tuple(waveform.shape)}"
+                raise SamsgError(f"Samples are finite floating-point numbers in [-1, 1], (S,); found {sample_type}.")
             waveform = change_rate(waveform.float(), sample_rate or rate, rate)
         if len(waveform) < SHORTEST * rate:
             raise SamsgError(f"{name} lasts {len(waveform) / rate:.2f} s; an emotion needs at least {SHORTEST} s.")
-        last = max(0, len(waveform) - length)
-        starts = np.append(np.arange(0, last, length), last)
+        last_start = max(0, len(waveform) - length)
+        starts = np.append(np.arange(0, last_start, length), last_start)
         padded = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
         times = {"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate}
         table = pd.DataFrame(times, pd.RangeIndex(1, len(starts) + 1, name="window"))
@@ -132,14 +132,14 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
             SamsgError: the file cannot be read as sound, or the samples are not finite numbers of the shape (S,).
         """
         if isinstance(sound, Sequence) and not isinstance(sound, str):
-            names = [str(each) if isinstance(each, str | Path) else place for place, each in enumerate(sound)]
-            return pd.concat([self.predict(each, sample_rate) for each in sound], keys=names, names=["sound"])
+            names = [str(clip) if isinstance(clip, str | Path) else index for index, clip in enumerate(sound)]
+            return pd.concat([self.predict(clip, sample_rate) for clip in sound], keys=names, names=["sound"])
         _, table, windows = self._windows(sound, sample_rate)
         logits = torch.cat([self.model(self.log_mel(batch)) for batch in windows.split(EVALUATION_BATCH)])  # (W, C)
-        spoken = (windows != windows[:, :1]).any(1)  # (W,)
-        seconds = torch.from_numpy(np.diff(table["end"], prepend=0)).float()[spoken]
-        mean = seconds @ logits.softmax(1)[spoken] / seconds.sum()  # (C,)
-        probabilities = torch.vstack([logits.softmax(1).masked_fill(~spoken[:, None], torch.nan), mean])
+        has_sound = (windows != windows[:, :1]).any(1)  # (W,)
+        seconds = torch.from_numpy(np.diff(table["end"], prepend=0)).float()[has_sound]
+        mean = seconds @ logits.softmax(1)[has_sound] / seconds.sum()  # (C,)
+        probabilities = torch.vstack([logits.softmax(1).masked_fill(~has_sound[:, None], torch.nan), mean])
         table.loc["recording"] = 0.0, table["end"].max()
         names = np.array(self.emotions)[probabilities.nan_to_num().argmax(1)]
         table["emotion"] = np.where(probabilities[:, 0].isnan(), "", names)
@@ -150,22 +150,22 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
     def picture(self, sound: Sound, title: str = "", sample_rate: int | None = None) -> Figure:
         """Waveform, probabilities and attention over time, of the first 12 windows. Errors as ``predict``."""
         waveform = self._windows(sound, sample_rate)[0]
-        shown = waveform[: SHOWN * self.audio.n_samples]
-        table, spectrograms = self.predict(shown).drop("recording"), self.log_mel(self._windows(shown)[2])
+        excerpt = waveform[: MOST_WINDOWS * self.audio.n_samples]
+        table, spectrograms = self.predict(excerpt).drop("recording"), self.log_mel(self._windows(excerpt)[2])
         maps = attention_rollout(self.model, spectrograms, **self.rollout.model_dump())  # (W, 12, 99)
-        decibels, stride = self.log_mel.decibels(shown[None])[0].numpy(), self.model.stride  # (128, T)
+        decibels, stride = self.log_mel.decibels(excerpt[None])[0].numpy(), self.model.stride  # (128, T)
         inset = (self.model.patch - stride) // 2  # each patch is shown by the cells around its centre
         heat = np.full(decibels.shape, np.nan)
         for window, values in zip(table.itertuples(), maps.numpy(), strict=True):
-            first = round(window.start * self.audio.sample_rate / self.audio.hop)  # frame
-            heat[:, first:] = np.nan  # what two windows share is shown with the later one
+            first_frame = round(window.start * self.audio.sample_rate / self.audio.hop)
+            heat[:, first_frame:] = np.nan  # what two windows share is shown with the later one
             if window.emotion:
-                place = heat[inset:, first + inset :]
-                cells = np.kron(values, np.ones((stride, stride)))[:, : place.shape[1]]  # without the padding
-                place[: cells.shape[0], : cells.shape[1]] = cells / cells.max()
-        if len(shown) < len(waveform):
+                region = heat[inset:, first_frame + inset :]
+                cells = np.kron(values, np.ones((stride, stride)))[:, : region.shape[1]]  # without the padding
+                region[: cells.shape[0], : cells.shape[1]] = cells / cells.max()
+        if len(excerpt) < len(waveform):
             title += f" (the first {table['end'].max():g} of {len(waveform) / self.audio.sample_rate:.1f} s)"
-        return figures.timeline(title, shown.numpy(), table, decibels, heat, self.audio)
+        return figures.timeline(title, excerpt.numpy(), table, decibels, heat, self.audio)
 
 
 def _hub_answers() -> bool:
@@ -192,19 +192,19 @@ def verify(run: Run) -> pd.DataFrame:
 
     Returns one row a stage: predictions, changed decisions, and the largest difference of a probability (six digits).
     """
-    clips, profile, recorded = read_clips(run), run.profile, stages.read_examples(run)
-    log_mel, test = LogMel(profile.audio), clips[clips["part"] == "test"]
-    spectrograms = np.zeros((len(clips), 1, *recorded.spectrograms.shape[2:]), np.float16)
-    for index, path, clip in test[["path", "clip"]].itertuples():
+    clips, profile, examples = read_clips(run), run.profile, stages.read_examples(run)
+    log_mel, test_clips = LogMel(profile.audio), clips[clips["part"] == "test"]
+    spectrograms = np.zeros((len(clips), 1, *examples.spectrograms.shape[2:]), np.float16)
+    for index, path, clip in test_clips[["path", "clip"]].itertuples():
         waveform = read_sound(profile.root(run.corpus) / path, profile.audio.sample_rate)
         spectrograms[index] = log_mel(make_view(waveform, clip, "clean", profile.audio, profile.views)[None])[0]
-    examples = replace(recorded, spectrograms=spectrograms)
+    examples = replace(examples, spectrograms=spectrograms)
     fabric, rows = make_fabric(profile.training.device, profile.training.precision), {}
     for stage in ("baseline", "samsg", "probe"):
-        model = fabric.setup_module(load_model(run, stage))
-        probabilities, _ = evaluate(fabric, model, examples, "test", Objective())
-        new, old = stages.prediction_table(test, probabilities, emotions_of(clips)), read_predictions(run, stage)
-        differences = (new.filter(like="p_") - old.filter(like="p_")).abs()
-        changed = int((new["predicted"] != old["predicted"]).sum())
-        rows[stage] = {"predictions": len(new), "changed": changed, "largest": float(differences.to_numpy().max())}
+        choose_attention(model := load_model(run, stage), fabric.device)
+        probabilities, _ = evaluate(fabric, fabric.setup_module(model), examples, "test", Objective())
+        table, record = prediction_table(test_clips, probabilities, emotions_of(clips)), read_predictions(run, stage)
+        differences = (table.filter(like="p_") - record.filter(like="p_")).abs()
+        n_changed = int((table["predicted"] != record["predicted"]).sum())
+        rows[stage] = {"predictions": len(table), "changed": n_changed, "largest": float(differences.to_numpy().max())}
     return pd.DataFrame.from_dict(rows, orient="index")

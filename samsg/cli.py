@@ -46,10 +46,10 @@ def fetch(
     folder: Annotated[Path | None, typer.Option(help="the target; data/<corpus> by default")] = None,
 ) -> None:
     """Get a corpus: EmoDB and CREMA-D by download, any corpus from a copy that you have."""
-    from samsg import fetch as fetching
+    from samsg.fetch import fetch as fetch_corpus
 
-    place = fetching.fetch(corpus, folder or home() / "data" / corpus, source)
-    print(f"{corpus} is in {place}. Next: samsg data check {corpus}")
+    target = fetch_corpus(corpus, folder or home() / "data" / corpus, source)
+    print(f"{corpus} is in {target}. Next: samsg data check {corpus}")
 
 
 @data.command()
@@ -108,40 +108,40 @@ def reproduce(
 
     if profile.endswith((".yaml", ".yml")):
         profile = str(Path(profile).expanduser().resolve())  # the notebooks run in another folder
-    given = {name: listed(values) for name, values in (("protocols", protocol), ("seeds", seeds)) if values}
-    chosen = load_profile(profile, **given)
-    names = listed(corpora) or list(chosen.corpora)
+    overrides = {name: listed(values) for name, values in (("protocols", protocol), ("seeds", seeds)) if values}
+    settings = load_profile(profile, **overrides)
+    names = listed(corpora) or list(settings.corpora)
     for corpus in names:  # missing and changed ones are refused before anything runs
-        stages.check_sounds(stages.open_run(chosen, corpus))
-    runs = home() / "runs" / chosen.name
+        stages.check_sounds(stages.open_run(settings, corpus))
+    runs = home() / "runs" / settings.name
     with explain_failed_writes(runs):
         (runs / "notebooks").mkdir(parents=True, exist_ok=True)
-    if study:  # its notebook has its own choice of what is not named here
-        named = {name: list(getattr(chosen, name)) for name in given} | ({"corpora": names} if corpora else {})
-        _run_study(study, {"profile": profile, **named}, runs)
+    if study:  # what is not named is the notebook's own choice
+        options = {name: list(getattr(settings, name)) for name in overrides} | ({"corpora": names} if corpora else {})
+        _run_study(study, {"profile": profile, **options}, runs)
         return
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(in_repository("Snakefile"))]
     command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params", "--keep-going"]
     # Where a later notebook fails, those before it are kept.
     command += ["--rerun-incomplete", "--keep-incomplete", "--nolock", "--config", f"profile={profile}"]
-    asked = {"corpora": names, "protocols": chosen.protocols, "seeds": chosen.seeds}
-    command += [f"{name}={','.join(map(str, values))}," for name, values in asked.items()]  # '007,' stays text
-    print(f"Profile '{chosen.name}': {chosen.description}. Executed notebooks: {runs}", flush=True)
+    config = {"corpora": names, "protocols": settings.protocols, "seeds": settings.seeds}
+    command += [f"{name}={','.join(map(str, values))}," for name, values in config.items()]  # ',': '007' is text
+    print(f"Profile '{settings.name}': {settings.description}. Executed notebooks: {runs}", flush=True)
     _run_snakemake(command, runs)
     from samsg import tables  # its packages take seconds, in which Snakemake starts
 
-    for name in chosen.protocols:
-        results = tables.collect(chosen, name, names)
-        paper = bool(set(chosen.corpora) & set(tables.PAPER_CORPORA))
-        frame = tables.results_table(1, results, paper)
-        print(f"\n{tables.to_markdown(frame, tables.caption(1, results, paper))}")
-    print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / chosen.name}")
+    for name in settings.protocols:
+        results = tables.collect(settings, name, names)
+        paper = bool(set(settings.corpora) & set(tables.PAPER_CORPORA))
+        table = tables.results_table(1, results, paper)
+        print(f"\n{tables.to_markdown(table, tables.caption(1, results, paper))}")
+    print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / settings.name}")
 
 
 def _run_snakemake(command: list[str], runs: Path) -> None:
     """Run Snakemake with its log in a file, and print what the notebooks report instead."""
-    started = time.time()
+    start_time = time.time()
     with (runs / "snakemake.log").open("w") as log, NamedTemporaryFile("r", dir=runs, prefix=".progress") as events:
         environment = os.environ | {"SAMSG_PROGRESS": events.name}
         snakemake = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -149,34 +149,34 @@ def _run_snakemake(command: list[str], runs: Path) -> None:
             while snakemake.poll() is None:
                 time.sleep(0.3)
                 for event in events:
-                    if (done := " done in " in event) or sys.stdout.isatty():  # a terminal overwrites the other lines
-                        print(f"{progress_line(event, runs, started):70}", end="\n" if done else "\r", flush=True)
+                    if (is_done := " done in " in event) or sys.stdout.isatty():  # a terminal overwrites other lines
+                        print(f"{progress_line(event, runs, start_time):70}", end="\n" if is_done else "\r", flush=True)
         except KeyboardInterrupt:  # the terminal sends it to all; the running notebook takes some seconds to end
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             snakemake.wait()
             print("\nsamsg: interrupted. The same command continues from the last epoch.", file=sys.stderr)
             raise typer.Exit(130) from None
     if snakemake.returncode:
-        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, started)]))
+        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, start_time)]))
 
 
 def progress_line(event: str, runs: Path, started: float) -> str:
     """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
     corpus, stage, state = event.split(maxsplit=2)
-    table = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each stage
-    counts = re.findall(r"^(run|tables_and_figures) +(\d+)$", table, re.MULTILINE)
-    total = sum(int(count) * (len(STAGES) if job == "run" else 1) for job, count in counts)
+    log = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each stage
+    counts = re.findall(r"^(run|tables_and_figures) +(\d+)$", log, re.MULTILINE)
+    n_total = sum(int(count) * (len(STAGES) if job == "run" else 1) for job, count in counts)
     names = glob.iglob("**/*.ipynb", root_dir=runs, recursive=True)  # pathlib's would raise where a folder vanishes
     paths = [runs / name for name in names if not name.endswith(".failed.ipynb")]
-    done = sum(path.is_file() and path.stat().st_mtime >= started for path in paths)
-    return f"[{done}/{total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
+    n_done = sum(path.is_file() and path.stat().st_mtime >= started for path in paths)
+    return f"[{n_done}/{n_total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
 
 
-def _failures(runs: Path, started: float) -> list[str]:
+def _failures(runs: Path, start_time: float) -> list[str]:
     """The error of each notebook that failed since ``started``; without one, the end of Snakemake's log."""
     messages = []
     for path in sorted(runs.rglob("*.failed.ipynb")):
-        if path.stat().st_mtime >= started:
+        if path.stat().st_mtime >= start_time:
             outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
             errors = [output for output in outputs if output["output_type"] == "error"]
             messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
@@ -192,14 +192,14 @@ def _run_study(study: str, parameters: dict[str, Any], runs: Path) -> None:
     if study not in STUDY_NOTEBOOKS:
         raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDY_NOTEBOOKS)}")
     name, notebooks = STUDY_NOTEBOOKS[study], in_repository("notebooks")
-    executed = runs / "notebooks" / f"{name}_{study}.ipynb"
+    output = runs / "notebooks" / f"{name}_{study}.ipynb"
     if name.startswith("08"):
         parameters["study"] = study
-    print(f"{name}: {parameters}. Executed notebook: {executed}", flush=True)
+    print(f"{name}: {parameters}. Executed notebook: {output}", flush=True)
     try:
-        papermill.execute_notebook(notebooks / f"{name}.ipynb", executed, parameters, cwd=notebooks, progress_bar=False)
+        papermill.execute_notebook(notebooks / f"{name}.ipynb", output, parameters, cwd=notebooks, progress_bar=False)
     except papermill.PapermillExecutionError as error:
-        raise SamsgError(f"{error.ename}: {error.evalue}\n  Notebook with traceback: {executed}") from error
+        raise SamsgError(f"{error.ename}: {error.evalue}\n  Notebook with traceback: {output}") from error
 
 
 @app.command(rich_help_panel="Use the results")
@@ -281,12 +281,11 @@ def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, 
 
     Exit code 0: equal to six digits; 1: a decision differs; 2: only digits differ, as on another processor.
     """
-    from samsg.classifier import verify as compute_again
+    from samsg.classifier import verify as compare_run
 
-    found = samsg.find_run(run)
-    if found is None:
+    if (target := samsg.find_run(run)) is None:
         raise SamsgError(f"There is no finished run '{run}' in {home() / 'runs'}; name one as demo/savee/random/seed0.")
-    table = compute_again(found)
+    table = compare_run(target)
     print(table.to_string())
     raise typer.Exit(1 if table["changed"].any() else 0 if (table["largest"] < 2e-6).all() else 2)
 

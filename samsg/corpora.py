@@ -27,9 +27,9 @@ FEWEST = len(PARTS)  # clips of a class: one for each part
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 PARTS_FILE = "parts.csv"  # the split of an embedded corpus that has its own: path, part
 NO_AUDIO = "1076_MTI_SAD_XX"  # a clip without audio, as CREMA-D's README says: it is not checked
-SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
+SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
 RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
-CHECKED = ["status", "reason", "sample_rate", "channels", "frames", "seconds", "sha256"]  # what a check finds of a file
+CHECK_COLUMNS = ["status", "reason", "sample_rate", "channels", "frames", "seconds", "sha256"]  # of a file
 
 
 class Grammar(NamedTuple):
@@ -87,17 +87,17 @@ def find_sounds(root: Path) -> list[str]:
     # glob leaves out names that start with a dot: copies that macOS and Jupyter make.
     names = sorted(Path(name).as_posix() for name in glob.iglob("**/*", root_dir=root, recursive=True))
     sounds = [name for name in names if Path(name).suffix.lower() in SOUNDS and os.path.isfile(root / name)]
-    if odd := [name for name in sounds if not name.isprintable()]:
-        raise SamsgError(f"{root} has the name {odd[0]!r}; tables cannot hold its characters, so rename it.")
+    if unprintable := [name for name in sounds if not name.isprintable()]:
+        raise SamsgError(f"{root} has the name {unprintable[0]!r}; tables cannot hold its characters, so rename it.")
     return sounds
 
 
 def parse_folder(root: Path, corpus: str) -> pd.DataFrame:
-    """Path, clip, speaker, sentence and emotion of every sound below a folder; '' where a name is of no clip."""
-    unknown = dict.fromkeys(("clip", "speaker", "sentence", "emotion"), "")
+    """Path, clip, speaker, sentence and emotion of every sound below a folder; '' where a name is not the corpus's."""
+    no_labels = dict.fromkeys(("clip", "speaker", "sentence", "emotion"), "")
     # SAVEE's speaker may be the name of the root itself.
-    parsed = {path: parse_path(f"{root.name}/{path}", corpus) or unknown for path in find_sounds(root)}
-    return pd.DataFrame([{"path": path, **clip} for path, clip in parsed.items()], columns=["path", *unknown])
+    clips = {path: parse_path(f"{root.name}/{path}", corpus) or no_labels for path in find_sounds(root)}
+    return pd.DataFrame([{"path": path, **clip} for path, clip in clips.items()], columns=["path", *no_labels])
 
 
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
@@ -113,9 +113,9 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     folder = _folder(corpus, root)
     manifest = _read_csv(Path(corpus), folder) if corpus.lower().endswith(".csv") else _read_grammar(corpus, folder)
     manifest = manifest.sort_values("clip", ignore_index=True)
-    twice = manifest.loc[manifest["clip"].duplicated(keep=False), "path"]
-    if len(twice):
-        raise SamsgError(f"{corpus} has a clip twice, such as {twice.iat[0]} and {twice.iat[1]}; keep one of them.")
+    copies = manifest.loc[manifest["clip"].duplicated(keep=False), "path"]
+    if len(copies):
+        raise SamsgError(f"{corpus} has a clip twice, such as {copies.iat[0]} and {copies.iat[1]}; keep one of them.")
     if manifest["emotion"].nunique() < 2:
         raise SamsgError(f"{corpus} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")
     return manifest
@@ -128,12 +128,12 @@ def _folder(corpus: str, root: str | Path | None) -> Path:
 
 def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
     if corpus not in GRAMMARS:
-        own = "Your own is a CSV file; 'samsg data new FOLDER' makes one."
-        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(corpus, GRAMMARS)} {own}")
+        advice = "Your own is a CSV file; 'samsg data new FOLDER' makes one."
+        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(corpus, GRAMMARS)} {advice}")
     grammar, table = GRAMMARS[corpus], parse_folder(root, corpus)
-    if missing := sorted(set(grammar.emotions.values()) - set(table["emotion"])):
-        found = f"{root} has {len(table)} sound files, and no {', '.join(missing)} of {grammar.title}"
-        raise SamsgError(f"{found}. Names are like {grammar.example}; data/README.md says how to get it.")
+    if absent_emotions := sorted(set(grammar.emotions.values()) - set(table["emotion"])):
+        problem = f"{root} has {len(table)} sound files, and no {', '.join(absent_emotions)} of {grammar.title}"
+        raise SamsgError(f"{problem}. Names are like {grammar.example}; data/README.md says how to get it.")
     return table[table["clip"] != ""].assign(corpus=corpus)[COLUMNS]
 
 
@@ -145,15 +145,15 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
         raise SamsgError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     if not {"path", "emotion"} <= {*table.columns}:
         raise SamsgError(f"{path} has columns {', '.join(table.columns)}; it needs path and emotion.")
-    if missing := [entry for entry in table["path"] if not os.path.isfile(root / entry)]:
-        found = f"{path} lists {len(missing)} files that do not exist in {root}, such as {missing[0]!r}"
-        raise SamsgError(f"{found}; correct the paths, or give the folder that they are relative to.")
+    if absent_files := [entry for entry in table["path"] if not os.path.isfile(root / entry)]:
+        problem = f"{path} lists {len(absent_files)} files that do not exist in {root}, such as {absent_files[0]!r}"
+        raise SamsgError(f"{problem}; correct the paths, or give the folder that they are relative to.")
     for entry, emotion in zip(table["path"], table["emotion"], strict=True):
         if not emotion or not f"{entry}{emotion}".isprintable():
             raise SamsgError(f"{path} has no emotion for {entry!r}, or characters that tables cannot hold.")
     if "part" in table and set(table["part"]) != set(PARTS):
-        found = ", ".join(map(repr, sorted(set(table["part"]))))
-        raise SamsgError(f"{path} has {found} in column part; a published split needs each of {', '.join(PARTS)}.")
+        parts = ", ".join(map(repr, sorted(set(table["part"]))))
+        raise SamsgError(f"{path} has {parts} in column part; a published split needs each of {', '.join(PARTS)}.")
     clips = table["path"]
     if len(clips) and clips.map(os.path.isabs).all():  # so that a clip keeps its name when the corpus moves
         folder = os.path.commonpath([os.path.dirname(clip) for clip in clips])
@@ -225,27 +225,27 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
     if corpus not in GRAMMARS:
         files = check_files(read_corpus(corpus, folder), folder)
         return Report(corpus, files, *_verdict(files, ""))
-    found, official = parse_folder(folder, corpus), official_list(corpus)
-    found, official = found[found["clip"] != NO_AUDIO], official[official["clip"] != NO_AUDIO]
-    missing = official[~official["clip"].isin(found["clip"])].rename(columns={"file": "path"})[found.columns]
-    files = check_files(pd.concat([found, missing], ignore_index=True), folder)
-    listed = official.set_index("clip")
-    known: dict[str, str] = {}  # clip -> path
+    sounds, official = parse_folder(folder, corpus), official_list(corpus)
+    sounds, official = sounds[sounds["clip"] != NO_AUDIO], official[official["clip"] != NO_AUDIO]
+    absent_files = official[~official["clip"].isin(sounds["clip"])].rename(columns={"file": "path"})[sounds.columns]
+    files = check_files(pd.concat([sounds, absent_files], ignore_index=True), folder)
+    official_rows = official.set_index("clip")
+    first_paths: dict[str, str] = {}  # clip -> path of its first file
     statuses = []
     for file in files.itertuples():
         status, reason = file.status, file.reason
-        if file.clip not in listed.index:
+        if file.clip not in official_rows.index:
             status, reason = "unexpected name", reason or "not on the official list"
-        elif known.setdefault(file.clip, file.path) != file.path:
-            status, reason = "duplicate", f"the same clip as {known[file.clip]}"
-        elif file.Index >= len(found):
+        elif first_paths.setdefault(file.clip, file.path) != file.path:
+            status, reason = "duplicate", f"the same clip as {first_paths[file.clip]}"
+        elif file.Index >= len(sounds):  # a row of absent_files
             status, reason = "missing", "not on disk"
         elif status == "ok":
-            rate, frames, sha256 = listed.loc[file.clip, ["sample_rate", "frames", "sha256"]]
-            same_length = file.sample_rate == rate and frames in (0, file.frames)
-            if file.sha256 != sha256 and (sha256 or not same_length):
-                content = f"{file.sample_rate} Hz, {file.frames} samples"
-                status, reason = "other content", f"{content} (official: {rate} Hz, {frames or 'any'} samples)"
+            rate, frames, sha256 = official_rows.loc[file.clip, ["sample_rate", "frames", "sha256"]]
+            is_same_length = file.sample_rate == rate and frames in (0, file.frames)
+            if file.sha256 != sha256 and (sha256 or not is_same_length):
+                description = f"{file.sample_rate} Hz, {file.frames} samples"
+                status, reason = "other content", f"{description} (official: {rate} Hz, {frames or 'any'} samples)"
         statuses.append((status, reason))
     files[["status", "reason"]] = statuses
     return Report(f"{GRAMMARS[corpus].title} in {folder}", files, *_verdict(files, " and official"))
@@ -257,12 +257,12 @@ def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
     The second copy of a recording is a 'duplicate' if a split may put it into another part.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(_inspect, [root / path for path in files["path"]])
-        files = files.join(pd.DataFrame(found, columns=CHECKED))
-    for _, same in files[files["status"] == "ok"].groupby(["sha256", "emotion"]):
-        if same.get("part", same["path"]).nunique() > 1:
-            reason = f"the same recording as {same['path'].iat[0]}"
-            files.loc[same.index[1:], ["status", "reason"]] = "duplicate", reason
+        details = pool.map(_inspect, [root / path for path in files["path"]])
+        files = files.join(pd.DataFrame(details, columns=CHECK_COLUMNS))
+    for _, copies in files[files["status"] == "ok"].groupby(["sha256", "emotion"]):
+        if copies.get("part", copies["path"]).nunique() > 1:
+            reason = f"the same recording as {copies['path'].iat[0]}"
+            files.loc[copies.index[1:], ["status", "reason"]] = "duplicate", reason
     return files
 
 
@@ -279,14 +279,14 @@ def _inspect(path: Path) -> tuple[Any, ...]:
 def _verdict(files: pd.DataFrame, official: str) -> tuple[str, int]:
     """Verdict and exit code."""
     counts = files.loc[(files["clip"] != "") & (files["status"] != "ok"), "status"].value_counts()
-    usable = files[files["status"].isin(["ok", "other content"])]
-    clips_of = usable["emotion"].value_counts().reindex(sorted(set(files["emotion"]) - {""}), fill_value=0)
-    if clips_of.min() < FEWEST:
-        clips = ", ".join(f"{n} clips of {emotion}" for emotion, n in clips_of.items() if n < FEWEST)
+    usable_files = files[files["status"].isin(["ok", "other content"])]
+    clip_counts = usable_files["emotion"].value_counts().reindex(sorted(set(files["emotion"]) - {""}), fill_value=0)
+    if clip_counts.min() < FEWEST:
+        clips = ", ".join(f"{n} clips of {emotion}" for emotion, n in clip_counts.items() if n < FEWEST)
         return f"not usable: {clips} can be read, and a split needs {FEWEST} of each (see data/README.md).", 2
     if "duplicate" in counts:
         return "not usable: keep one file of each recording.", 2
     if counts.empty:
-        return f"complete{official}: {len(usable)} clips.", 0
-    found = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return f"usable, but not complete{official}: {found}.", 1
+        return f"complete{official}: {len(usable_files)} clips.", 0
+    problems = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"usable, but not complete{official}: {problems}.", 1

@@ -38,30 +38,32 @@ DRAWS, MOST_CLIPS = 3, 120  # random orders, of which the mean is taken; clips o
 
 
 def partly_black(spectrogram: Tensor, heat: Tensor, share: float, patch: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Deletion and insertion, (B, 1, 128, 1001) each: black is the share of the speech where the map (B, 12, 99) is
-    highest, or all other speech."""
+    """Two copies, (B, 1, 128, 1001) each. Deletion blackens the share of the speech where the map (B, 12, 99) is
+    highest, insertion all other speech."""
     speech, size = speech_patches(spectrogram, patch, stride), (spectrogram.shape[2], spectrogram.shape[3])
     area = (share * covered(speech, patch, stride).double()).long()  # (B,) cells
-    highest = masked_cells(fill_area(heat, speech, area, patch, stride), size, patch, stride)  # (B, 1, 128, 1001)
-    others = masked_cells(speech, size, patch, stride) & ~highest
-    return spectrogram.masked_fill(highest, 0), spectrogram.masked_fill(others, 0)
+    highest_cells = masked_cells(fill_area(heat, speech, area, patch, stride), size, patch, stride)  # (B, 1, 128, 1001)
+    other_cells = masked_cells(speech, size, patch, stride) & ~highest_cells
+    return spectrogram.masked_fill(highest_cells, 0), spectrogram.masked_fill(other_cells, 0)
 
 
 @torch.no_grad()
 def curves(model: SpectrogramDeiT, spectrogram: Tensor, labels: Tensor, maps: dict[str, Tensor]) -> pd.DataFrame:
-    """Answers to (B, 1, 128, 1001), of classes (B,), partly black by maps (B, 12, 99); a row a map, share, kind, clip.
+    """The model's answers to spectrograms (B, 1, 128, 1001) with labels (B,), blackened by maps (B, 12, 99).
+
+    One row for each map, share, kind and clip.
 
     Columns accuracy: 1 where the label is found, else 0; probability: of the class predicted for the whole clip.
     """
     grid, clips, tables = (model.patch, model.stride), range(len(labels)), []
-    silent = partly_black(spectrogram, next(iter(maps.values())), 1, *grid)[0]
+    silence = partly_black(spectrogram, next(iter(maps.values())), 1, *grid)[0]
     # Share of the speech that is black -> answers (B, C); both ends are the same for every map.
-    ends: dict[float, Tensor] = {0: model(spectrogram).softmax(1), 1: model(silent).softmax(1)}
+    end_answers: dict[float, Tensor] = {0: model(spectrogram).softmax(1), 1: model(silence).softmax(1)}
     for (name, heat), share in product(maps.items(), SHARES):
-        both = partly_black(spectrogram, heat, share, *grid)
-        for kind, black, hidden in zip(KINDS, both, (share, 1 - share), strict=True):
-            each = ends[hidden] if hidden in ends else model(black).softmax(1)  # (B, C)
-            values = {"accuracy": each.argmax(1) == labels, "probability": each[clips, ends[0].argmax(1)]}
+        inputs = partly_black(spectrogram, heat, share, *grid)
+        for kind, image, black_share in zip(KINDS, inputs, (share, 1 - share), strict=True):
+            answer = end_answers[black_share] if black_share in end_answers else model(image).softmax(1)  # (B, C)
+            values = {"accuracy": answer.argmax(1) == labels, "probability": answer[clips, end_answers[0].argmax(1)]}
             columns = {"map": name, "share": share, "kind": kind, "clip": clips}
             tables.append(pd.DataFrame(columns | {key: value.float().cpu() for key, value in values.items()}))
     return pd.concat(tables, ignore_index=True)
@@ -69,11 +71,11 @@ def curves(model: SpectrogramDeiT, spectrogram: Tensor, labels: Tensor, maps: di
 
 def areas(table: pd.DataFrame) -> pd.DataFrame:
     """Area under the curves of probability, and minus that of random, with 95 % intervals over clips; a row a map."""
-    mean = table.pivot_table("probability", ["map", "kind", "clip"], "share")  # of random orders, and of seeds
-    under = pd.Series(np.trapezoid(mean, mean.columns), mean.index).unstack("clip")  # (maps and kinds, clips)
+    means = table.pivot_table("probability", ["map", "kind", "clip"], "share")  # of random orders, and of seeds
+    curve_areas = pd.Series(np.trapezoid(means, means.columns), means.index).unstack("clip")  # (maps and kinds, clips)
     rows: dict[str, dict[str, float]] = {name: {} for name in table["map"].unique()}
-    for (name, kind), each in under.iterrows():
-        for column, values in ((kind, each), (f"{kind}_gain", each - under.loc[RANDOM, kind])):
+    for (name, kind), clip_areas in curve_areas.iterrows():
+        for column, values in ((kind, clip_areas), (f"{kind}_gain", clip_areas - curve_areas.loc[RANDOM, kind])):
             pairs = np.stack([values, np.ones(len(values))], 1)
             low, high = cluster_interval(pairs, lambda sums: sums[..., 0] / sums[..., 1])
             rows[name] |= {column: values.mean(), f"{column}_low": low, f"{column}_high": high}
@@ -83,18 +85,18 @@ def areas(table: pd.DataFrame) -> pd.DataFrame:
 def study(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``curves`` of stage i's model and their ``areas``, of all maps and controls, on the clean view of test clips and,
     where these are fewer than 120, of validation clips."""
-    examples, random = read_examples(run), torch.Generator().manual_seed(run.seed)
+    examples, generator = read_examples(run), torch.Generator().manual_seed(run.seed)
     device = make_fabric(run.profile.training.device, run.profile.training.precision).device
     model = load_model(run, "baseline").to(device)
     parts = [examples.parts[part] for part in ("test", "validation")]
-    held_out = np.concatenate([part[torch.randperm(len(part), generator=random)] for part in parts])[:MOST_CLIPS]
+    clips = np.concatenate([part[torch.randperm(len(part), generator=generator)] for part in parts])[:MOST_CLIPS]
     tables = []
-    for start in range(0, len(held_out), EVALUATION_BATCH):
-        batch = examples.batch(held_out[start : start + EVALUATION_BATCH], device=device)
+    for start in range(0, len(clips), EVALUATION_BATCH):
+        batch = examples.batch(clips[start : start + EVALUATION_BATCH], device=device)
         maps = {name: attention_rollout(model, batch.spectrograms, **options) for name, options in MAPS.items()}
-        draws = torch.rand(DRAWS, *maps[PAPER].shape, generator=random).to(device)
-        for each in (maps | {LEAST: -maps[PAPER]}, *({RANDOM: draw} for draw in draws)):
-            table = curves(model, batch.spectrograms, batch.labels, each)
-            tables.append(table.assign(clip=examples.names[held_out[start + table["clip"]]]))
+        draws = torch.rand(DRAWS, *maps[PAPER].shape, generator=generator).to(device)
+        for group in (maps | {LEAST: -maps[PAPER]}, *({RANDOM: draw} for draw in draws)):
+            table = curves(model, batch.spectrograms, batch.labels, group)
+            tables.append(table.assign(clip=examples.names[clips[start + table["clip"]]]))
     table = pd.concat(tables, ignore_index=True)
     return table, areas(table)

@@ -23,7 +23,7 @@ FOLDERS = {"savee": "AudioData/{speaker}", "emodb": "wav", "crema_d": "AudioWAV"
 
 
 def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
-    """Bring a corpus into its folder, which is whole or absent, in the layout of its authors: the folder, absolute.
+    """Copy a corpus into its folder, complete or not at all, in its authors' layout; returns the absolute folder.
 
     ``source`` is a copy: a folder or an archive (zip, tar), of which only files with the corpus's own names are taken.
     SamsgError if a person or a network is needed, or if source or folder hold something else.
@@ -34,16 +34,16 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise SamsgError(f"{folder} already holds files. 'samsg data check {corpus}' tells which; or move them away.")
     source = Path(source).expanduser() if source else _load(corpus)
-    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if not source.is_dir():
-            # Its name may be that of SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
-            archive, source = source, Path(temporary) / "copy" / source.name.partition(".")[0]
+            # Keep the archive's name: it may be SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
+            archive, source = source, Path(scratch) / "copy" / source.name.partition(".")[0]
             try:
                 shutil.unpack_archive(archive, source, filter=None if archive.suffix == ".zip" else "data")
             except Exception as error:  # archives and decompressors raise errors of any kind
                 raise SamsgError(f"{archive} is not a folder, zip or tar that can be unpacked: {error}") from error
-        _copy_clips(corpus, source, Path(temporary) / "clips")
-        (Path(temporary) / "clips").rename(folder)
+        _copy_clips(corpus, source, Path(scratch) / "clips")
+        (Path(scratch) / "clips").rename(folder)
     return folder
 
 
@@ -59,8 +59,8 @@ def _load(corpus: str) -> Path:
         # The first channel, not the mean: audb would write mono files anew for a mean, and their SHA-256 would change.
         database = audb.load(name, version=version, format="wav", sampling_rate=16_000, channels=[0], num_workers=8)
     except Exception as error:  # audb raises whatever its backends, the network and the decoders do
-        install = "It needs a network and pip install -e '.[data]'."
-        raise SamsgError(f"audb could not load {name} {version}: {error} {install} Or {advice}") from error
+        requirement = "It needs a network and pip install -e '.[data]'."
+        raise SamsgError(f"audb could not load {name} {version}: {error} {requirement} Or {advice}") from error
     return Path(database.root)
 
 

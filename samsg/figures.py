@@ -1,6 +1,6 @@
 """Pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
 
-Functions with an ``ax`` draw on it, the others return a figure; a note, such as 'synthetic speech', stands above its
+Functions with an ``ax`` draw on it, the others return a figure; a note, such as 'synthetic speech', stands above the
 panels. Spectrograms have the shape (128, T), the lowest band first.
 """
 
@@ -50,7 +50,7 @@ class DescribedFigure(Figure):
         text = ". ".join(dict.fromkeys(filter(None, texts)))
         return {"text/plain": text}, {"image/png": {"alt": text}}  # nbconvert reads the second, MyST the first
 
-    def draw(self, renderer: Any) -> None:
+    def draw(self, renderer: Any) -> None:  # now every text exists
         for text in self.findobj(mpl.text.Text):
             text.set(fontsize=FONT_SIZE, fontfamily=FONTS)
         super().draw(renderer)
@@ -80,20 +80,20 @@ def curves(ax: Axes, histories: Sequence[pd.DataFrame], measure: str, parts: Seq
     style: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 2, "markeredgewidth": 0, "legend": False}
     for part in parts:
         color, line = PARTS[part]
-        names = {"x": "epoch", "y": f"{part}_{measure}", "label": part}
-        sns.lineplot(table, **names, errorbar=("pi", 100), ax=ax, color=color, linestyle=line, **style)
+        variables = {"x": "epoch", "y": f"{part}_{measure}", "label": part}
+        sns.lineplot(table, **variables, errorbar=("pi", 100), ax=ax, color=color, linestyle=line, **style)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3, linewidth=0.5)
 
 
 def learning(histories: Sequence[pd.DataFrame], title: str = "", note: str = "") -> Figure:
     """Loss, accuracy and, in stage ii, reconstruction loss of one stage over its epochs; a history a seed."""
-    measures = {"loss": "Cross-entropy loss", "accuracy": "Accuracy", "reconstruction": "Reconstruction loss (MSE)"}
-    shown = [name for name in measures if f"train_{name}" in histories[0]]
-    figure, axes = panels(1, len(shown), (WIDTH, 2.4), note)
-    for ax, measure in zip(axes[0], shown, strict=True):
+    labels = {"loss": "Cross-entropy loss", "accuracy": "Accuracy", "reconstruction": "Reconstruction loss (MSE)"}
+    measures = [measure for measure in labels if f"train_{measure}" in histories[0]]
+    figure, axes = panels(1, len(measures), (WIDTH, 2.4), note)
+    for ax, measure in zip(axes[0], measures, strict=True):
         curves(ax, histories, measure)
-        ax.set(xlabel="Epoch", ylabel=measures[measure])
+        ax.set(xlabel="Epoch", ylabel=labels[measure])
     axes[0, 0].set_title(title, loc="left")
     figure.legend(handles=axes[0, 0].get_lines(), ncols=3, **LEGEND)
     return figure
@@ -133,10 +133,10 @@ def comparison(tables: Mapping[str, pd.DataFrame], reference: float = 0.0, note:
     methods = list(dict.fromkeys(method for table in tables.values() for method in table.index))
     figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * len(methods)), note, sharex="row", sharey="row")
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        places = [methods.index(method) for method in table.index]
+        positions = [methods.index(method) for method in table.index]
         value, low, high = (100 * table[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-        ax.hlines(places, low, high, color=BLUE, linewidth=1.2)
-        ax.plot(value, places, "o", color=BLUE, markersize=4)
+        ax.hlines(positions, low, high, color=BLUE, linewidth=1.2)
+        ax.plot(value, positions, "o", color=BLUE, markersize=4)
         ax.axvline(100 * reference, color=RED, linewidth=0.8, linestyle="--")
         ax.set(title=title, xlabel="Accuracy (%)")
         ax.grid(axis="x", linewidth=0.3)
@@ -158,8 +158,8 @@ def spectrogram(
     # Frame j is centred at j * frame, band k at k.
     extent = (-0.5 * frame, (frames - 0.5) * frame, -0.5, bands - 0.5)
     image = ax.imshow(cells, mpl.colormaps[cmap].with_extremes(bad="black"), extent=extent, **CELLS)
-    recorded = cells.data[:, : int(min(end / frame, frames - 1)) + 1]
-    image.set_clim(recorded.min(), recorded.max())
+    recording = cells.data[:, : int(min(end / frame, frames - 1)) + 1]
+    image.set_clim(recording.min(), recording.max())
     ticks = [hertz for hertz in (250, 500, 1000, 2000, 4000, 8000) if hertz < audio.sample_rate / 2]
     # HTK mel scale (Eq. 2); band k is centred k + 1 of n + 1 equal mel steps above 0 Hz.
     mel = np.log10(1 + np.array([*ticks, audio.sample_rate / 2]) / 700)
@@ -170,10 +170,10 @@ def spectrogram(
     return image
 
 
-def mark_padding(ax: Axes, end: float, last: float) -> None:
-    """A line where the recording ends, and grey from there to ``last`` (s)."""
-    if end < last:
-        ax.axvspan(end, last, facecolor="0.85", linewidth=0, zorder=3)
+def mark_padding(ax: Axes, end: float, axis_end: float) -> None:
+    """A line where the recording ends, and grey from there to ``axis_end`` (s)."""
+    if end < axis_end:
+        ax.axvspan(end, axis_end, facecolor="0.85", linewidth=0, zorder=3)
         ax.axvline(end, color="black", linewidth=1, linestyle="--", zorder=3)
 
 
@@ -204,24 +204,24 @@ def timeline(
     size, ratios = (WIDTH, rows * (sum(heights) + 0.4) + 0.4), {"height_ratios": heights * rows}
     figure, axes = panels(3 * rows, 1, size, gridspec_kw=ratios)
     figure.suptitle(title)
-    for row, (top, middle, bottom) in enumerate(axes.reshape(rows, 3)):
-        top.plot(np.arange(len(waveform)) / audio.sample_rate, waveform, color=BLUE, linewidth=0.4)
-        top.set(ylabel="Amplitude", ylim=1.05 * max(np.abs(waveform).max(), 1e-3) * np.array([-1, 1]))
-        middle.pcolormesh(edges, range(classes + 1), probabilities, cmap="Blues", vmin=0, vmax=100)
+    for row, (wave_ax, probability_ax, map_ax) in enumerate(axes.reshape(rows, 3)):
+        wave_ax.plot(np.arange(len(waveform)) / audio.sample_rate, waveform, color=BLUE, linewidth=0.4)
+        wave_ax.set(ylabel="Amplitude", ylim=1.05 * max(np.abs(waveform).max(), 1e-3) * np.array([-1, 1]))
+        probability_ax.pcolormesh(edges, range(classes + 1), probabilities, cmap="Blues", vmin=0, vmax=100)
         for (emotion, window), value in np.ndenumerate(probabilities):
             text = "silence" if np.isnan(value) and emotion == classes // 2 else f"{value:.0f}" if value >= 5 else ""
             if edges[window + 1] - edges[window] > span / 30:  # where a number fits
                 style = {"ha": "center", "va": "center_baseline", "color": "white" if value > 60 else "black"}
-                middle.text(edges[window : window + 2].mean(), emotion + 0.5, text, clip_on=True, **style)
-        middle.set_yticks(np.arange(classes) + 0.5, [name[2:] for name in probabilities.index])
-        middle.set(ylabel="Probability (%)", ylim=(classes, 0))
-        spectrogram(bottom, decibels, audio, cmap="gray").set_clim(decibels.max() - 80, decibels.max())
-        image = bottom.imshow(heat, HEAT, extent=bottom.get_images()[0].get_extent(), vmin=0, vmax=1, **CELLS)
-        for ax in (top, middle, bottom):
+                probability_ax.text(edges[window : window + 2].mean(), emotion + 0.5, text, clip_on=True, **style)
+        probability_ax.set_yticks(np.arange(classes) + 0.5, [name[2:] for name in probabilities.index])
+        probability_ax.set(ylabel="Probability (%)", ylim=(classes, 0))
+        spectrogram(map_ax, decibels, audio, cmap="gray").set_clim(decibels.max() - 80, decibels.max())
+        image = map_ax.imshow(heat, HEAT, extent=map_ax.get_images()[0].get_extent(), vmin=0, vmax=1, **CELLS)
+        for ax in (wave_ax, probability_ax, map_ax):
             mark_padding(ax, end, (row + 1) * span)
             ax.vlines(edges[1:-1], *ax.get_ylim(), color="black", linewidth=0.6)
             ax.set_xlim(row * span, (row + 1) * span)
-            ax.tick_params(labelbottom=ax is bottom)
+            ax.tick_params(labelbottom=ax is map_ax)
     place = {"shrink": 1 / rows, "anchor": (0, 1), "aspect": 25}
     colour_bar(image, list(axes.flat), "Attention; 1: highest in its window", **place)
     return figure
@@ -236,8 +236,8 @@ def mask_outline(ax: Axes, masked: Array, audio: AudioSettings) -> None:
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> None:
     """Write <stem>.png (200 dots an inch) and <stem>.pdf, without dates: the same bytes for the same figure."""
-    undated: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
-    for kind, metadata in undated.items():
+    formats: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    for kind, metadata in formats.items():
         # Type 42 is a kind of font that journals accept.
         with atomic(Path(folder) / f"{stem}.{kind}") as partial, mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(partial, format=kind, dpi=200, metadata=metadata)

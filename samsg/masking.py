@@ -26,16 +26,16 @@ def important_patches(
         heat: rollout, as ``attention_rollout`` returns it.
         threshold: patches above it are important (0.5 in the paper).
         scale: before, the rollout is divided by its maximum ('max'), or stretched to the range 0 to 1 ('minmax').
-        select, share: with 'share', the important patches are this share of all, rounded down, with the most rollout.
+        select, share: with select 'share', the patches with the highest rollout, this share of all, rounded down.
         speech: bool (B, 12, 99), from ``speech_patches``: only these patches count and can be important; None: all.
     """
     speech = torch.ones_like(heat, dtype=torch.bool) if speech is None else speech
     speech_heat = heat.masked_fill(~speech, -torch.inf)
     if select == "share":
-        return _most(speech_heat, (share * speech.sum((1, 2)).double()).long())
-    high = speech_heat.amax((1, 2), keepdim=True)
-    low = heat.masked_fill(~speech, torch.inf).amin((1, 2), keepdim=True) if scale == "minmax" else 0
-    return (speech_heat - low) / (high - low).clamp(min=torch.finfo(heat.dtype).tiny) > threshold
+        return _highest_patches(speech_heat, (share * speech.sum((1, 2)).double() + 1e-6).long())
+    maximum = speech_heat.amax((1, 2), keepdim=True)
+    minimum = heat.masked_fill(~speech, torch.inf).amin((1, 2), keepdim=True) if scale == "minmax" else 0
+    return (speech_heat - minimum) / (maximum - minimum).clamp(min=torch.finfo(heat.dtype).tiny) > threshold
 
 
 def choose_patches(
@@ -44,17 +44,17 @@ def choose_patches(
     """The patches that the settings mask: (B, 12, 99) -> bool (B, 12, 99).
 
     Strategies: 'rollout', the important patches; 'random' patches, or those with the 'least' rollout, that cover the
-    same area less at most one patch; 'none'. Overlapping patches that lie apart cover more than neighbours do, so area
-    is the number of black cells.
+    same area, at most one patch less and never more; 'none'. Area is the number of black cells, not of patches:
+    overlapping patches that lie apart cover more than neighbours do.
     """
     speech = speech if settings.padding == "exclude" else torch.ones_like(speech)
-    important = important_patches(heat, settings.threshold, settings.scale, settings.select, settings.share, speech)
+    mask = important_patches(heat, settings.threshold, settings.scale, settings.select, settings.share, speech)
     if settings.strategy == "rollout":
-        return important
+        return mask
     if settings.strategy == "none":
-        return torch.zeros_like(important)
-    order = -heat if settings.strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
-    return fill_area(order, speech, covered(important, patch, stride), patch, stride)
+        return torch.zeros_like(mask)
+    values = -heat if settings.strategy == "least" else torch.rand(heat.shape, generator=generator).to(heat)
+    return fill_area(values, speech, covered(mask, patch, stride), patch, stride)
 
 
 def fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
@@ -63,12 +63,12 @@ def fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride:
     low, high = torch.zeros_like(area), allowed.sum((1, 2))
     while (low < high).any():  # bisection: the area grows with every patch
         middle = (low + high + 1) // 2
-        fits = covered(_most(values, middle), patch, stride) <= area
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
-    return _most(values, low)
+        is_within_area = covered(_highest_patches(values, middle), patch, stride) <= area
+        low, high = torch.where(is_within_area, middle, low), torch.where(is_within_area, high, middle - 1)
+    return _highest_patches(values, low)
 
 
-def _most(values: Tensor, counts: Tensor) -> Tensor:
+def _highest_patches(values: Tensor, counts: Tensor) -> Tensor:
     """The patches with the largest values, ``counts`` of each clip: (B, 12, 99), (B,) -> bool (B, 12, 99)."""
     order = values.flatten(1).argsort(dim=1, descending=True, stable=True)  # (B, N)
     return (order.argsort(dim=1) < counts[:, None]).view_as(values)
@@ -84,8 +84,8 @@ def speech_patches(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Te
 def masked_cells(mask: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:
     """The cells that any masked patch covers: bool (B, 12, 99) -> bool (B, 1, 128, 1001)."""
     kernel = torch.ones(1, 1, patch, patch, device=mask.device)
-    cover = F.conv_transpose2d(mask[:, None].float(), kernel, stride=stride)  # (B, 1, 126, 996)
-    return F.pad(cover, (0, size[1] - cover.shape[3], 0, size[0] - cover.shape[2])) > 0
+    coverage = F.conv_transpose2d(mask[:, None].float(), kernel, stride=stride)  # (B, 1, 126, 996)
+    return F.pad(coverage, (0, size[1] - coverage.shape[3], 0, size[0] - coverage.shape[2])) > 0
 
 
 def covered(mask: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
@@ -103,7 +103,7 @@ def mask_spectrogram(spectrogram: Tensor, mask: Tensor, patch: int = 16, stride:
 def reconstruction_error(
     reconstruction: Tensor, spectrogram: Tensor, mask: Tensor, patch: int = 16, stride: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """Squared error of masked patches (SSAST, Gong et al. 2022 [43]), summed over patches, and their number.
+    """Mean squared error of each masked patch (SSAST, Gong et al. 2022 [43]), summed over these, and their number.
 
     Shapes: (B, 1188, 256) from the reconstruction head, (B, 1, 128, 1001) before masking, bool (B, 12, 99).
     """

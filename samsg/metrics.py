@@ -74,17 +74,17 @@ def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1
 def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
     """The column that intervals resample: 'clip' for 'random', else what the protocol holds out.
 
-    Two sentences, one a fold, give no interval: there speakers are resampled, and other sentences are not spoken for.
+    Two sentences, one a fold, give no interval. Speakers are resampled instead; such an interval is of these sentences.
     """
     if protocol == "sentence" and predictions is not None:
-        of_fold = predictions.groupby("seed")["sentence"].nunique()
-        if predictions["sentence"].nunique() == 2 and (of_fold == 1).all():
+        sentences_per_seed = predictions.groupby("seed")["sentence"].nunique()
+        if predictions["sentence"].nunique() == 2 and (sentences_per_seed == 1).all():
             return "speaker"
     return "clip" if protocol == "random" else protocol
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> float:
-    """Mean F1 over all classes of the corpus (Eq. 8-10), 0 to 1; a class that never occurs counts as 0."""
+    """Mean F1 over all classes of the corpus (Eq. 8-10), 0 to 1; a class neither true nor predicted counts as 0."""
     return float(metrics.f1_score(truth, predicted, labels=classes, average="macro", zero_division=0))
 
 
@@ -108,15 +108,15 @@ def _unit_codes(predictions: pd.DataFrame, unit: str) -> np.ndarray:
 
 def cluster_interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
     """The recipe's interval: ``statistic`` maps sums of the units' counts, (draws, ...), to a metric, (draws,)."""
-    units = len(counts)
-    if units < 2:
+    n_units = len(counts)
+    if n_units < 2:
         return np.nan, np.nan
-    times = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=DRAWS)  # (DRAWS, G)
-    draws = statistic((times @ counts.reshape(units, -1)).reshape(DRAWS, *counts.shape[1:]))
+    repeats = np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS)  # (DRAWS, G)
+    draws = statistic((repeats @ counts.reshape(n_units, -1)).reshape(DRAWS, *counts.shape[1:]))
     value = float(statistic(counts.sum(0)[None])[0])
-    factor = stats.t.ppf(0.975, units - 1) / stats.norm.ppf(0.975) * np.sqrt(units / (units - 1))
+    factor = stats.t.ppf(0.975, n_units - 1) / stats.norm.ppf(0.975) * np.sqrt(n_units / (n_units - 1))
     low, high = value + factor * (np.quantile(draws, [0.025, 0.975]) - value)
-    return float(min(low, value)), float(max(high, value))  # a skewed one may miss its value
+    return float(min(low, value)), float(max(high, value))  # both quantiles of skewed draws may lie on one side
 
 
 def _accuracy_of(counts: np.ndarray) -> np.ndarray:
@@ -127,8 +127,8 @@ def _accuracy_of(counts: np.ndarray) -> np.ndarray:
 
 def _macro_f1_of(counts: np.ndarray) -> np.ndarray:
     """Mean macro F1 over seeds of confusion matrices: (..., seeds, C, C) -> (...)."""
-    hits, either = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2)  # 2 TP + FP + FN
-    f1 = np.where(either > 0, 2 * hits / np.maximum(either, 1), 0).mean(-1)
+    hits, occurrences = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2)  # 2 TP + FP + FN
+    f1 = np.where(occurrences > 0, 2 * hits / np.maximum(occurrences, 1), 0).mean(-1)
     return np.nanmean(np.where(counts.sum((-2, -1)) > 0, f1, np.nan), axis=-1)
 
 
@@ -138,27 +138,28 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
     Seeds whose test clips do not overlap are folds: their clips are counted together, as one test. ``classes`` are all
     classes of the corpus; ``unit`` is the column that is resampled, ``unit_of(protocol)``.
     """
-    repeated = predictions["clip"].duplicated().any()
-    runs = pd.factorize(predictions["seed"])[0] if repeated else np.zeros(len(predictions), int)
-    truth, predicted = (pd.Index(classes).get_indexer(predictions[name]) for name in ("emotion", "predicted"))
-    each_seed = pd.DataFrame(
+    has_repeats = predictions["clip"].duplicated().any()
+    runs = pd.factorize(predictions["seed"])[0] if has_repeats else np.zeros(len(predictions), int)
+    true_codes, predicted_codes = (pd.Index(classes).get_indexer(predictions[key]) for key in ("emotion", "predicted"))
+    seed_scores = pd.DataFrame(
         ((run["emotion"] == run["predicted"]).mean(), macro_f1(run["emotion"], run["predicted"], classes))
         for _, run in predictions.groupby("seed")
     )
     intervals: dict[str, list[Interval]] = {}
-    for each in dict.fromkeys(("clip", unit)):
-        units = _unit_codes(predictions, each)
+    for column in dict.fromkeys(("clip", unit)):
+        units = _unit_codes(predictions, column)
         counts = np.zeros((units.max() + 1, runs.max() + 1, len(classes), len(classes)))
-        np.add.at(counts, (units, runs, truth, predicted), 1)
-        intervals[each] = [cluster_interval(counts, statistic) for statistic in (_accuracy_of, _macro_f1_of)]
-    if not repeated:
-        intervals["clip"][0] = wilson_interval((truth == predicted).sum(), len(truth))
+        np.add.at(counts, (units, runs, true_codes, predicted_codes), 1)
+        intervals[column] = [cluster_interval(counts, statistic) for statistic in (_accuracy_of, _macro_f1_of)]
+    if not has_repeats:
+        intervals["clip"][0] = wilson_interval((true_codes == predicted_codes).sum(), len(true_codes))
     ends = np.clip(list(intervals.values()), 0, 1)  # (1 or 2 units, metrics, low and high)
+    # Summed over units, the counts of either kind of unit are the same.
     values = [float(statistic(counts.sum(0)[None])[0]) for statistic in (_accuracy_of, _macro_f1_of)]
     low, high = ends[..., 0].min(0), ends[..., 1].max(0)  # nan where there are too few units
-    accuracy, f1 = map(Estimate, values, low, high, each_seed.std())
+    accuracy, f1 = map(Estimate, values, low, high, seed_scores.std())
     support = predictions.drop_duplicates("clip")["emotion"].value_counts().reindex(list(classes), fill_value=0)
-    return Summary(int(support.sum()), len(each_seed), accuracy, f1, support.to_dict(), unit)
+    return Summary(int(support.sum()), len(seed_scores), accuracy, f1, support.to_dict(), unit)
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, unit: str = "clip") -> Difference:
@@ -167,16 +168,16 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, unit: str = "cl
     right_first, right_second = (pairs[name] == pairs["emotion"] for name in ("predicted_x", "predicted_y"))
     gain = right_first.astype(int) - right_second.astype(int)  # -1, 0 or 1 for each pair
     only_first, only_second = int((gain == 1).sum()), int((gain == -1).sum())
-    # Agresti & Min (2005): half an observation more in each of the four counts, so that equal answers are no certainty.
+    # Agresti & Min (2005): half an observation more in each of the four counts; equal answers keep an interval.
     n, center = len(pairs) + 2, (only_first - only_second) / (len(pairs) + 2)
     margin = stats.norm.ppf(0.975) * np.sqrt(((only_first + only_second + 1) / n - center**2) / n)
     low, high, p = center - margin, center + margin, np.nan
-    repeated = pairs["clip"].duplicated().any()
-    if unit != "clip" or repeated:
+    has_repeats = pairs["clip"].duplicated().any()
+    if unit != "clip" or has_repeats:
         sums = gain.groupby(_unit_codes(pairs, unit)).agg(["sum", "size"]).to_numpy()  # (G, 2)
         ends = cluster_interval(sums, lambda totals: totals[..., 0] / totals[..., 1])
         low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])  # nan where there are too few units
-    if not repeated and not np.isnan(low):
+    if not has_repeats and not np.isnan(low):
         p = float(contingency_tables.mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
     low, high = np.clip([low, high], -1, 1)
     return Difference(float(gain.mean()), float(low), float(high), p, only_first, only_second)
@@ -184,9 +185,9 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, unit: str = "cl
 
 def holm(p_values: pd.Series) -> pd.Series:
     """p-values corrected for their number (Holm 1979); missing ones stay missing and do not count."""
-    known = p_values.dropna()
-    corrected = multipletests(known, method="holm")[1] if len(known) else []
-    return pd.Series(corrected, index=known.index, dtype=float).reindex(p_values.index)
+    values = p_values.dropna()
+    p_holm = multipletests(values, method="holm")[1] if len(values) else []
+    return pd.Series(p_holm, index=values.index, dtype=float).reindex(p_values.index)
 
 
 def statistics_svm(spectrograms: Iterable[np.ndarray], labels: Sequence[str], parts: Sequence[str]) -> np.ndarray:
@@ -195,8 +196,8 @@ def statistics_svm(spectrograms: Iterable[np.ndarray], labels: Sequence[str], pa
     Features of each band of the N spectrograms, (128, T): mean, standard deviation and mean absolute difference over
     time, standardised. The SVM learns from the clips whose part is 'train'. C is 0.001 and not tuned.
     """
-    cells = (np.asarray(each, dtype=np.float32) for each in spectrograms)
+    cells = (np.asarray(spectrogram, dtype=np.float32) for spectrogram in spectrograms)
     features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in cells])  # (N, 384)
-    train, emotions = np.asarray(parts) == "train", np.asarray(labels, dtype=str)
+    is_train, emotions = np.asarray(parts) == "train", np.asarray(labels, dtype=str)
     svm = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=20_000, random_state=0))
-    return svm.fit(features[train], emotions[train]).predict(features)
+    return svm.fit(features[is_train], emotions[is_train]).predict(features)

@@ -1,7 +1,8 @@
 """The model: timm's distilled DeiT on log-mel spectrograms with two linear heads (Sections III-C and III-D, Fig. 1-2).
 
-DeiT: Touvron et al., ICML 2021 [27]. Overlapping patches and ImageNet weights on spectrograms: Gong et al. (AST),
-Interspeech 2021 [2]. timm sums the RGB filters for one channel and resamples the position embedding to the patch grid.
+DeiT: Touvron et al., ICML 2021 [27]. Its attention (Eq. 3-5) is timm's. Overlapping patches and
+ImageNet weights on spectrograms: Gong et al. (AST), Interspeech 2021 [2]. timm sums the RGB filters for one channel and
+resamples the position embedding to the patch grid.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def patch_grid(n_mels: int, n_frames: int, patch: int = 16, stride: int = 10) ->
         SamsgError: the spectrogram is smaller than one patch.
     """
     if min(n_mels, n_frames) < patch:
-        found = f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}"
-        raise SamsgError(f"{found}; lower model.patch or audio.hop, or lengthen audio.seconds.")
+        problem = f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}"
+        raise SamsgError(f"{problem}; lower model.patch or audio.hop, or lengthen audio.seconds.")
     return (n_mels - patch) // stride + 1, (n_frames - patch) // stride + 1
 
 
@@ -48,9 +49,9 @@ def patchify(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
 class OverlappingPatchEmbed(PatchEmbed):
     """timm's patch embedding, ``stride`` cells from patch to patch: (B, 1, 128, 1001) -> (B, 1188, dim)."""
 
-    def __init__(self, *arguments: Any, stride: int = 10, **named: Any) -> None:
+    def __init__(self, *arguments: Any, stride: int = 10, **options: Any) -> None:
         self.stride = stride  # read by _init_img_size, which the parent's constructor calls
-        super().__init__(*arguments, **named)
+        super().__init__(*arguments, **options)
         self.proj.stride = (stride, stride)
 
     def _init_img_size(self, img_size: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
@@ -92,8 +93,8 @@ class SpectrogramDeiT(nn.Module):
         self.patch, self.stride, self.normalize = patch, stride, normalize
         self.grid = patch_grid(n_mels, n_frames, patch, stride)
         embed = partial(OverlappingPatchEmbed, stride=stride)
-        shape = {"img_size": (n_mels, n_frames), "patch_size": patch, "in_chans": 1, "embed_layer": embed}
-        self.vit = _create_vit(size, str(weights), depth or 12, self.grid, shape)
+        input_options = {"img_size": (n_mels, n_frames), "patch_size": patch, "in_chans": 1, "embed_layer": embed}
+        self.vit = _create_vit(size, str(weights), depth or 12, self.grid, input_options)
         self.emotion_head = nn.Linear(self.vit.embed_dim, n_classes)
         self.reconstruction_head = nn.Linear(self.vit.embed_dim, patch * patch)
 
@@ -123,7 +124,7 @@ def build_model(
     return SpectrogramDeiT(n_classes, model.size, model.depth, *cells, weights or model.weights, normalize)
 
 
-def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], shape: dict[str, Any]) -> Any:
+def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], input_options: dict[str, Any]) -> Any:
     """timm's distilled DeiT with the weights that ``SpectrogramDeiT`` names."""
     name, overlay = f"deit_{size}_distilled_patch16_224", None
     try:
@@ -133,21 +134,21 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], shap
                 raise FileNotFoundError(f"there is no file {path}")
             # A .pth file is a pickle, which may run code: only tensors are read from it. timm drops the heads.
             state = timm.models.load_state_dict(str(path), weights_only=True)
-            if f"blocks.{depth - 1}.norm1.weight" not in state:
-                raise ValueError(f"they have fewer than {depth} blocks")
-            if weights == "embedded":  # of 12 rows of patches, 128 mel bands; timm would take any grid for a square
+            if weights == "embedded":  # their grid has 12 rows; timm would take it for a square
                 positions = state["pos_embed"].float()  # (1, 2 + 12 * columns, dim)
                 rows = [12, (positions.shape[1] - 2) // 12]
                 state["pos_embed"] = resample_abs_pos_embed(positions, list(grid), rows, num_prefix_tokens=2)
-            dropped = tuple(f"blocks.{block}." for block in range(depth, 12))
-            kept = {key: value for key, value in state.items() if not key.startswith(dropped)}
+            unused_blocks = tuple(f"blocks.{block}." for block in range(depth, 12))
+            state = {key: value for key, value in state.items() if not key.startswith(unused_blocks)}
             channels = state["patch_embed.proj.weight"].shape[1]
-            overlay = {"state_dict": kept, "input_size": (channels, 224, 224)}
-        options = {"pretrained_cfg_overlay": overlay, "depth": depth, "num_classes": 0, **shape}
+            overlay = {"state_dict": state, "input_size": (channels, 224, 224)}
+        options = {"pretrained_cfg_overlay": overlay, "depth": depth, "num_classes": 0, **input_options}
         vit: Any = timm.create_model(name, pretrained=weights != "random", **options)
+        if overlay and (absent := sorted(vit.state_dict().keys() - state.keys())):  # timm would leave these random
+            raise ValueError(f"they lack {len(absent)} tensors of {depth} blocks, such as {absent[0]}")
     except Exception as error:
-        known = "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)"
+        choices = "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)"
         problem = f"The weights '{weights}' could not be loaded into {name}: {error}"
-        raise SamsgError(f"{problem}. Set model.weights to {known}.") from error
-    vit.pretrained_cfg.pop("state_dict", None)
+        raise SamsgError(f"{problem}. Set model.weights to {choices}.") from error
+    vit.pretrained_cfg.pop("state_dict", None)  # or the model would keep all weights twice
     return vit

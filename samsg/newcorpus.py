@@ -24,32 +24,32 @@ def new_corpus(folder: Path, name: str = "") -> str:
     """Write data/<name>.csv and <name>.yaml for a folder of recordings: what was found, and what to run next."""
     folder = folder.expanduser().resolve()
     name = name or re.sub(r"[^\w.-]+", "_", folder.name).strip("_.-")
-    table, profile = home() / "data" / f"{name}.csv", home() / f"{name}.yaml"
+    csv_path, profile_path = home() / "data" / f"{name}.csv", home() / f"{name}.yaml"
     if not re.fullmatch(r"[^\W_][\w.-]{0,99}", name) or name in {*GRAMMARS, *profile_names()}:
         raise SamsgError(f"A corpus of your own cannot be named '{name}'; choose another --name, such as 'mine'.")
-    if table.exists() or profile.exists():
-        raise SamsgError(f"{table} or {profile} already exists; remove both, or choose another --name.")
+    if csv_path.exists() or profile_path.exists():
+        raise SamsgError(f"{csv_path} or {profile_path} already exists; remove both, or choose another --name.")
     files = check_files(guess_labels(folder), folder)
-    usable = files["status"] == "ok"
-    rare = files["emotion"].map(files.loc[usable, "emotion"].value_counts()).fillna(0) < FEWEST
-    files.loc[usable & rare, ["status", "reason"]] = "left out", f"fewer than {FEWEST} recordings of its class"
+    is_usable = files["status"] == "ok"
+    is_rare = files["emotion"].map(files.loc[is_usable, "emotion"].value_counts()).fillna(0) < FEWEST
+    files.loc[is_usable & is_rare, ["status", "reason"]] = "left out", f"fewer than {FEWEST} recordings of its class"
     files.loc[files["emotion"] == "", ["status", "reason"]] = "left out", "no class in its folder or name"
     clips = files[files["status"] == "ok"].assign(path=lambda table: f"{folder}/" + table["path"])
     if clips["emotion"].nunique() < 2:
         problem = f"{folder} has {len(files)} sound files, but no two classes, in folders or in words of their names"
         raise SamsgError(f"{problem}; write a CSV with columns path,emotion.")
-    epochs = min(12, max(4, 5000 // len(clips)))  # 5, 5 and 3 with 1 000 clips: 6 minutes
-    reader = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
-    content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: reader}}
+    epochs = min(12, max(4, 5000 // len(clips)))  # for 1 000 clips: 5, 5 and 3 epochs, 6 minutes
+    corpus_settings = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
+    content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: corpus_settings}}
     content |= {"training": {"epochs": epochs}, "samsg": {"epochs": epochs}, "probe": {"epochs": 3}}
-    with atomic(table) as partial:
+    with atomic(csv_path) as partial:
         clips.to_csv(partial, columns=["path", "emotion", "speaker", "sentence"], index=False)
-    with atomic(profile) as partial:
+    with atomic(profile_path) as partial:
         partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    passes = 2 * epochs + 3 + 2  # spectrograms and rollout take about as long as two epochs
-    minutes = (SECONDS_TO_START + SECONDS_PER_CLIP * passes * len(clips)) / 60 * 2 / min(2, os.cpu_count() or 1)
-    verdict = f"{table} lists {len(clips)} of {len(files)} recordings; correct classes and speakers there.\n"
-    verdict += f"Next, about {minutes:.0f} min if nothing else runs: samsg reproduce --profile {profile}"
+    n_passes = 2 * epochs + 3 + 2  # over the clips; spectrograms and rollout take as long as two
+    minutes = (SECONDS_TO_START + SECONDS_PER_CLIP * n_passes * len(clips)) / 60 * 2 / min(2, os.cpu_count() or 1)
+    verdict = f"{csv_path} lists {len(clips)} of {len(files)} recordings; correct classes and speakers there.\n"
+    verdict += f"Next, about {minutes:.0f} min if nothing else runs: samsg reproduce --profile {profile_path}"
     return Report(str(folder), files, verdict, 0).text()
 
 
@@ -59,21 +59,22 @@ def guess_labels(folder: Path) -> pd.DataFrame:
         table = parse_folder(folder, corpus)
         if (table["clip"] == "").mean() < 0.1:
             return table
+    # Not a corpus of GRAMMARS: of the last table only the paths are used.
     table = table.assign(clip=table["path"], emotion="", speaker="", sentence="")
     columns, ranks = _columns(table["path"]), {}
-    for place, column in columns.items():
+    for key, column in columns.items():
         counts = column[column != ""].value_counts()
         if 2 <= len(counts) <= 20 and counts.median() >= FEWEST:
             # Names of emotions first, then folders, then the fewest values.
-            ranks[place] = counts.index.str.match(EMOTION).mean() > 0.5, place[0] == "folder", -len(counts)
+            ranks[key] = counts.index.str.match(EMOTION).mean() > 0.5, key[0] == "folder", -len(counts)
     if not ranks:
         return table
-    emotion = columns[max(ranks, key=lambda place: ranks[place])]
-    known = emotion.map(emotion[emotion != ""].value_counts()) >= FEWEST
+    emotion = columns[max(ranks, key=lambda key: ranks[key])]
+    is_common = emotion.map(emotion[emotion != ""].value_counts()) >= FEWEST
     for column in columns.values():
         # Speakers have several classes each, and two clips of a class on average; a take or a sentence has one.
-        pairs = pd.crosstab(column[known], emotion[known]).loc[lambda pairs: (pairs > 0).sum(axis=1) > 1]
-        if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * known.sum(), 2 * pairs.size):
+        pairs = pd.crosstab(column[is_common], emotion[is_common]).loc[lambda pairs: (pairs > 0).sum(axis=1) > 1]
+        if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * is_common.sum(), 2 * pairs.size):
             return table.assign(emotion=emotion, speaker=column)
     return table.assign(emotion=emotion)
 
@@ -82,11 +83,11 @@ def _columns(paths: Iterable[str]) -> dict[tuple[str, int], pd.Series]:
     """Each folder, and each word of the last folder and the name, that nine in ten paths have, from both ends."""
     folders = [list(Path(path).parts[:-1]) for path in paths]
     words = [re.split(r"[-_. ]+", "_".join(Path(path).with_suffix("").parts[-2:])) for path in paths]
-    letters = [[word.rstrip("0123456789") for word in each] for each in words]
+    letters = [[word.rstrip("0123456789") for word in row] for row in words]
     columns = {}
-    for kind, parts in {"folder": folders, "word": words, "letters": letters}.items():
-        for place in (*range(5), *range(-5, 0)):
-            column = pd.Series([each[place] if -len(each) <= place < len(each) else "" for each in parts], dtype=str)
+    for kind, rows in {"folder": folders, "word": words, "letters": letters}.items():
+        for index in (*range(5), *range(-5, 0)):
+            column = pd.Series([row[index] if -len(row) <= index < len(row) else "" for row in rows], dtype=str)
             if (column != "").mean() > 0.9:
-                columns[kind, place] = column
+                columns[kind, index] = column
     return columns

@@ -35,7 +35,6 @@ def rollout_row(
     reading: Reading = "output_to_input",
     token: Token | Tensor = "cls",
     discard_ratio: float = 0.9,
-    layers: int | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
     """One row of the attention rollout over all tokens: (B, 1, 128, 1001) -> (B, 1190), each row sums to 1.
@@ -49,35 +48,34 @@ def rollout_row(
             'last_layer': its attention alone; 'gradient': attention times its gradient (``positive_relevance``).
         token: the row of CLS, the 'mean' of the CLS and distillation rows, or that of one token of each clip, (B,).
         discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
-        layers: use only the last layers, this many; None: all.
         target: class whose logit 'gradient' follows, (B,); None: the predicted one.
 
     Raises:
         SamsgError: unknown reading or token, or the model has no such token or other attention than timm's.
     """
-    for name, value, known in (("reading", reading, get_args(Reading)), ("row", token, get_args(Token))):
-        if isinstance(value, str) and value not in known:
-            raise SamsgError(f"There is no {name} '{value}' of the rollout; {nearest(value, known)}")
+    for name, value, choices in (("reading", reading, get_args(Reading)), ("row", token, get_args(Token))):
+        if isinstance(value, str) and value not in choices:
+            raise SamsgError(f"There is no {name} '{value}' of the rollout; {nearest(value, choices)}")
     if token == "mean" and getattr(getattr(model, "vit", model), "dist_token", None) is None:
         raise SamsgError("The mean of the CLS and distillation rows needs a model with a distillation token.")
+    inputs = _attention_inputs(model, spectrogram)
     if reading == "last_layer":
-        alpha, layers = 1.0, 1
-    last = slice(-layers if layers else None, None)
-    inputs = _attention_inputs(model, spectrogram)[last]
+        alpha, inputs = 1.0, inputs[-1:]
     x = inputs[0][1]  # (B, T, dim)
-    first = token[:, None] if isinstance(token, Tensor) else torch.tensor([[0, 1] if token == "mean" else [0]])
-    row = F.one_hot(first.to(x.device), x.shape[1]).float().mean(1).expand(len(x), -1)  # (B, T)
+    token_indices = token[:, None] if isinstance(token, Tensor) else torch.tensor([[0, 1] if token == "mean" else [0]])
+    row = F.one_hot(token_indices.to(x.device), x.shape[1]).float().mean(1).expand(len(x), -1)  # (B, T)
     if reading == "gradient":
-        for relevance in reversed(positive_relevance(model, spectrogram, target)[last]):
-            row = row + (row[:, None] @ relevance)[:, 0]
+        for relevance in reversed(positive_relevance(model, spectrogram, target)):
+            row = row + (row[:, None] @ relevance)[:, 0]  # r (I + relevance): Chefer et al., Eq. 6
         return row / row.sum(1, keepdim=True)
-    for attention, x in inputs if reading == "as_printed" else reversed(inputs):
+    order = inputs if reading == "as_printed" else inputs[::-1]  # r A(1) ... A(L) (Eq. 7), or r A(L) ... A(1)
+    for attention, x in order:
         if reading == "discard":
-            kept = discard_lowest(_mean_attention(attention, x), discard_ratio)  # (B, T, T)
-            row = row / (kept.sum(2) + 1)  # a row of (A + I) / 2 is divided by its sum
-            row = (row[:, :, None] * kept).sum(1) + row
+            weights = discard_lowest(_mean_attention(attention, x), discard_ratio)  # (B, T, T)
+            row = row / (weights.sum(2) + 1)  # a row of (A + I) / 2 is divided by its sum
+            row = (row[:, :, None] * weights).sum(1) + row
         else:
-            row = alpha * _row_times_attention(row, attention, x) + (1 - alpha) * row
+            row = alpha * _row_times_attention(row, attention, x) + (1 - alpha) * row  # r A (Eq. 6)
     return row
 
 
@@ -88,11 +86,10 @@ def attention_rollout(
     reading: Reading = "output_to_input",
     token: Token | Tensor = "cls",
     discard_ratio: float = 0.9,
-    layers: int | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
     """``rollout_row`` of the patches on their grid, divided by its maximum: (B, 1, 128, 1001) -> (B, 12, 99)."""
-    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, layers, target)
+    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, target)
     heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
 
@@ -109,11 +106,11 @@ def discard_lowest(attention: Tensor, ratio: float) -> Tensor:
     As https://github.com/jacobgil/vit-explain does. Its code then divides column j, not row j, by the sum of row j,
     because that sum lacks ``keepdim``; here rows are divided.
     """
-    flat = attention.flatten(1)  # (B, T * T)
-    lowest = flat.topk(int(ratio * flat.shape[1]), largest=False, sorted=False).indices
-    kept = flat.scatter(1, lowest, 0)
-    kept[:, 0] = flat[:, 0]
-    return kept.view_as(attention)
+    entries = attention.flatten(1)  # (B, T * T)
+    lowest = entries.topk(int(ratio * entries.shape[1]), largest=False, sorted=False).indices
+    result = entries.scatter(1, lowest, 0)
+    result[:, 0] = entries[:, 0]
+    return result.view_as(attention)
 
 
 def positive_relevance(model: Any, spectrogram: Tensor, target: Tensor | None = None) -> list[Tensor]:
@@ -122,13 +119,13 @@ def positive_relevance(model: Any, spectrogram: Tensor, target: Tensor | None = 
     maps: list[Tensor] = []
     layers = [block.attn for block in model.vit.blocks]
     hooks = [layer.attn_drop.register_forward_hook(lambda *call: maps.append(call[2])) for layer in layers]
-    with torch.enable_grad(), _inspected(model, hooks):
+    with torch.enable_grad(), _inspection(model, hooks):
         for layer in layers:
             layer.fused_attn = False  # fused attention has no map to hook
         logits = model(spectrogram.detach().requires_grad_())  # (B, C)
         classes = logits.argmax(1) if target is None else target  # (B,)
         gradients = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
-    return [(a * g).clamp(min=0).mean(1).detach() for a, g in zip(maps, gradients, strict=True)]  # heads averaged
+    return [(weights * grad).clamp(min=0).mean(1).detach() for weights, grad in zip(maps, gradients, strict=True)]
 
 
 def _attention_inputs(model: nn.Module, spectrogram: Tensor) -> list[tuple[Attention, Tensor]]:
@@ -139,14 +136,14 @@ def _attention_inputs(model: nn.Module, spectrogram: Tensor) -> list[tuple[Atten
         raise SamsgError(f"Rollout needs a CLS token and timm's standard attention; got {type(vit).__name__}.")
     inputs: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
-    with _inspected(model, hooks):
+    with _inspection(model, hooks):
         (model.tokens if isinstance(model, SpectrogramDeiT) else vit.forward_features)(spectrogram)
     return list(zip(layers, inputs, strict=True))
 
 
 @contextmanager
-def _inspected(model: nn.Module, hooks: list[Any]) -> Iterator[None]:
-    """Without dropout; afterwards the hooks are gone and each module works as before."""
+def _inspection(model: nn.Module, hooks: list[Any]) -> Iterator[None]:
+    """In eval mode, without dropout. Afterwards the hooks are gone and each module's attributes are as before."""
     modules = [(module, vars(module).copy()) for module in model.modules()]
     model.eval()
     try:

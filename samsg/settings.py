@@ -24,13 +24,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Speed = Annotated[float, Field(ge=0.1, le=10)]
 # Names of folders that pass through shells and Snakemake: no spaces, slashes, quotes, braces.
-FolderName = Annotated[str, Field(pattern=re.compile(r"^[^\W_][\w.-]{0,99}$"))]
+FolderName = Annotated[str, Field(pattern=re.compile(r"^[^\W_][\w.-]{0,199}$"))]
 # Settings of earlier versions, and what replaces them.
 RENAMED = {"rollout.order": "is now rollout.reading: 'abnar' is 'output_to_input', 'printed' is 'as_printed'"}
 
 
 class Stage(NamedTuple):
-    """One step of a run: its notebook, and the settings that decide it beside those of earlier stages."""
+    """One step of a run: its notebook, and its own groups of settings; those of earlier stages decide it too."""
 
     notebook: str
     groups: tuple[str, ...]
@@ -50,11 +50,11 @@ class SamsgError(Exception):
     """Every error that this library reports: what was asked, what was found, what to do."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists the known names and, if one is close to ``name``, suggests it."""
-    folded = {entry.casefold(): entry for entry in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return f"known: {', '.join(sorted(folded.values()))}.{f' Did you mean {folded[close[0]]!r}?' if close else ''}"
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A sentence that lists the choices and, if one is close to ``name``, suggests it."""
+    names = {choice.casefold(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.casefold(), names, n=1)
+    return f"known: {', '.join(sorted(names.values()))}.{f' Did you mean {names[matches[0]]!r}?' if matches else ''}"
 
 
 def in_repository(name: str) -> Path:
@@ -94,7 +94,7 @@ class AudioSettings(Settings):
 
     @property
     def n_frames(self) -> int:
-        """Centred frames of a clip: 64 000 / 64 + 1 = 1001 in the paper."""
+        """Number of frames of a clip, with centred windows: 64 000 / 64 + 1 = 1001 in the paper."""
         return self.n_samples // self.hop + 1
 
 
@@ -103,9 +103,9 @@ class ViewSettings(Settings):
 
     names: tuple[View, ...] = VIEWS  # 'clean' first: validation and test use it
     seed: int = 0
-    snr: tuple[float, float] = (15.0, 30.0)  # dB, the bounds; of the white noise, relative to the recording
+    snr: tuple[float, float] = (15.0, 30.0)  # dB: lowest and highest signal-to-noise ratio, of white noise
     shift: float = Field(0.4, ge=0)  # s, at most, in both directions
-    speed: tuple[Speed, Speed] = (0.9, 1.1)  # the bounds
+    speed: tuple[Speed, Speed] = (0.9, 1.1)  # slowest and fastest; 1: unchanged
 
 
 class ModelSettings(Settings):
@@ -120,11 +120,11 @@ class ModelSettings(Settings):
 
 
 class RolloutSettings(Settings):
-    """Attention rollout (Eq. 6-7), in one of three readings; the last two are for comparison (samsg/rollout.py)."""
+    """Attention rollout (Eq. 6-7) in one of three readings, or, for comparison, 'last_layer' or 'gradient'."""
 
-    alpha: Share = 0.9  # of the first two readings
+    alpha: Share = 0.9  # weight of the attention in Eq. 6, of 'output_to_input' and 'as_printed'
     reading: Literal["output_to_input", "as_printed", "discard", "last_layer", "gradient"] = "output_to_input"
-    discard_ratio: float = Field(0.9, ge=0, lt=1)  # of 'discard'
+    discard_ratio: float = Field(0.9, ge=0, lt=1)  # share of attention entries that 'discard' sets to 0
     token: Literal["cls", "mean"] = "cls"  # the CLS row, or the mean of the CLS and distillation rows
 
 
@@ -185,7 +185,7 @@ class SyntheticSettings(Settings):
     takes: Count = 1  # of each sentence, by each speaker, in each emotion
     seed: int = 0
     strength: Positive | None = None  # of the acting; None: 1, about as in real corpora
-    shortcut: Share | None = None  # of EmoDB: share of training clips that say their emotion's own sentence
+    shortcut: Share | None = None  # EmoDB only: share of training and validation clips that say the emotion's sentence
 
 
 class CorpusSettings(Settings):
@@ -214,7 +214,7 @@ class Profile(Settings):
     training: TrainingSettings = TrainingSettings()
     samsg: SamsgSettings = SamsgSettings()
     probe: ProbeSettings = ProbeSettings()
-    # Stages with equal settings are run once, in the folder of the profile that this one is a variant of.
+    # Set by studies.changed: stages with the same settings are shared with this profile, in its folder.
     variant_of: Profile | None = Field(None, exclude=True, repr=False)
 
     @model_validator(mode="after")
@@ -258,29 +258,29 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 
 
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``change`` laid over ``base``, group by group."""
-    groups = [key for key in base if isinstance(base[key], Mapping) and isinstance(change.get(key), Mapping)]
-    return {**base, **change, **{key: _merge(base[key], change[key]) for key in groups}}
+    groups = [key for key in base if isinstance(base[key], Mapping) and isinstance(changes.get(key), Mapping)]
+    return {**base, **changes, **{key: _merge(base[key], changes[key]) for key in groups}}
 
 
 def _read_yaml(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A profile's content, laid over that of the profile it extends; ``children`` are the files that led here."""
+    """A profile's content, laid over that of the profile it extends; ``children`` are the files that extend it."""
     if name.endswith((".yaml", ".yml")):
         path = (children[-1].parent if children else Path()) / Path(name).expanduser()
     else:
         path = in_repository("configs") / f"{name}.yaml"
     if not path.is_file() or path.resolve() in children:
-        known = f"{nearest(name, profile_names())} Or give the path of your own .yaml file."
-        raise SamsgError(f"There is no profile '{name}' ({path}), or it extends itself; {known}")
+        advice = f"{nearest(name, profile_names())} Or give the path of your own .yaml file."
+        raise SamsgError(f"There is no profile '{name}' ({path}), or it extends itself; {advice}")
     try:
         content = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise SamsgError(f"Profile {path} cannot be read as YAML with names and values: {error}") from error
     if (parent := content.pop("extends", None)) is not None:
         base = _read_yaml(str(parent), (*children, path.resolve()))
-        if isinstance(named := content.get("corpora"), Mapping):  # a profile that names corpora has no others
-            base["corpora"] = {corpus: settings for corpus, settings in base["corpora"].items() if corpus in named}
+        if isinstance(entries := content.get("corpora"), Mapping):  # only corpora that the child names are inherited
+            base["corpora"] = {name: base["corpora"][name] for name in entries if name in base.get("corpora", {})}
         content = _merge(base, content)
     return {**content, "name": path.stem}
 
@@ -303,7 +303,7 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
         for problem in error.errors():
             place, message = ".".join(map(str, problem["loc"])), f"{problem['msg']} (found {problem['input']!r:.100})"
             if problem["type"] == "extra_forbidden":
-                close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.75)
-                message = RENAMED.get(place, f"unknown setting{f'; did you mean {close[0]!r}?' if close else ''}")
+                matches = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.75)
+                message = RENAMED.get(place, f"unknown setting{f'; did you mean {matches[0]!r}?' if matches else ''}")
             problems.append(f"{place}: {message}")
         raise SamsgError(f"Profile '{profile}' has invalid settings: {'; '.join(problems)}") from error

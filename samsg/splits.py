@@ -23,10 +23,12 @@ MOST_FOLDS = 5
 def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd.DataFrame:
     """A copy of the manifest with a column ``part``: train, validation or test.
 
-    'random' is stratified by emotion, and keeps a published split: a column ``part`` of the manifest. 'speaker' and
-    'sentence' keep each speaker or sentence in one part: seed s tests on fold s mod k of division s div k into k folds
-    (5 at most), so that seeds 0 to k-1 test every clip once. With exactly two sentences, seed s tests on sentence
-    s mod 2; of the other one, 15 % of the speakers, whom s div 2 chooses, are for validation and the rest for training.
+    'random' is stratified by emotion, and keeps a published split: a column ``part`` of the manifest.
+
+    'speaker' and 'sentence' keep each speaker or sentence in one part. They are dealt into k folds (5 at most). Seed s
+    tests on fold s mod k, so that seeds 0 to k-1 test every clip once; seeds k to 2k-1 use another dealing. With
+    exactly two sentences, seed s tests on sentence s mod 2. Of the other sentence's speakers, 15 %, drawn with the seed
+    s div 2, validate; the rest train.
 
     Args:
         manifest: with a column emotion and, for those protocols, speaker or sentence.
@@ -38,32 +40,32 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     """
     if protocol not in PROTOCOLS:
         raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
-    emotions, n = manifest["emotion"], len(manifest)
+    emotions, n_clips = manifest["emotion"], len(manifest)
     counts = emotions.value_counts()
     if counts.min() < FEWEST:
-        found = f"{counts.min()} clips of '{counts.idxmin()}'; a split needs {FEWEST}"
-        raise SamsgError(f"The corpus has {found}. Add clips, or leave that class out.")
+        problem = f"{counts.min()} clips of '{counts.idxmin()}'; a split needs {FEWEST}"
+        raise SamsgError(f"The corpus has {problem}. Add clips, or leave that class out.")
     if protocol == "random" and "part" in manifest:
         return manifest.copy()
     if protocol == "random":
-        size = max(math.ceil(HELD_OUT * n), len(counts))
-        rest, test = train_test_split(np.arange(n), test_size=size, stratify=emotions, random_state=seed)
-        _, validation = train_test_split(rest, test_size=size, stratify=emotions.iloc[rest], random_state=seed)
+        size = max(math.ceil(HELD_OUT * n_clips), len(counts))
+        indices, test = train_test_split(np.arange(n_clips), test_size=size, stratify=emotions, random_state=seed)
+        _, validation = train_test_split(indices, test_size=size, stratify=emotions.iloc[indices], random_state=seed)
     elif _has_two_sentences(manifest, protocol):
         sentences, speakers = _groups(manifest, "sentence", 2), _groups(manifest, "speaker", 2)
         names = sorted(speakers.unique())
-        held_out = np.random.default_rng(seed // 2).permutation(names)[: max(1, round(HELD_OUT * len(names)))]
+        validation_names = np.random.default_rng(seed // 2).permutation(names)[: max(1, round(HELD_OUT * len(names)))]
         test = (sentences == sorted(sentences.unique())[seed % 2]).to_numpy()
-        validation = ~test & speakers.isin(held_out).to_numpy()
+        validation = ~test & speakers.isin(validation_names).to_numpy()
     else:
         groups, k = _groups(manifest, protocol, 3), folds(manifest, protocol)
         division, fold = divmod(seed, k)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The least populated class")  # a fold may lack a rare emotion
             splits = StratifiedGroupKFold(k, shuffle=True, random_state=division).split(groups, emotions, groups)
-            tests = [fold_test for _, fold_test in splits]
-        validation, test = tests[(fold + 1) % k], tests[fold]  # the next fold validates
-    parts = np.full(n, "train", dtype=object)
+            test_folds = [test_fold for _, test_fold in splits]
+        validation, test = test_folds[(fold + 1) % k], test_folds[fold]  # the next fold validates
+    parts = np.full(n_clips, "train", dtype=object)
     parts[validation], parts[test] = "validation", "test"
     return manifest.assign(part=parts)
 
@@ -87,6 +89,6 @@ def _groups(manifest: pd.DataFrame, column: str, at_least: int) -> pd.Series:
     groups = manifest.get(column, pd.Series("", manifest.index))
     n_groups, n_unknown = groups[groups != ""].nunique(), int((groups == "").sum())
     if n_groups < at_least or n_unknown:
-        needed = f"This split needs a {column} for each clip, {at_least} {column}s at least"
-        raise SamsgError(f"{needed}; found {n_groups}, and {n_unknown} clips without one.")
+        requirement = f"This split needs a {column} for each clip, {at_least} {column}s at least"
+        raise SamsgError(f"{requirement}; found {n_groups}, and {n_unknown} clips without one.")
     return groups

@@ -28,14 +28,14 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
+from samsg.settings import STAGES, Profile, SamsgError, StageSettings, home, load_profile
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
 
 SETTINGS, RECORD, PREDICTIONS, HEAT, MASKS = "settings.json", "record.json", "predictions.csv", "heat.npy", "masks.npy"
 TEXT = ("clip", "path", "corpus", "speaker", "sentence", "emotion", "part", "predicted", "variant", "reason", "sha256")
-Start = Callable[["Run"], SpectrogramDeiT]  # a run -> the model that a stage trains
+CreateModel = Callable[["Run"], SpectrogramDeiT]  # a run -> the model that a stage trains
 
 
 def stages_until(name: str) -> list[str]:
@@ -55,9 +55,9 @@ class Run:
     def stage_folder(self, name: str) -> Path:
         """The folder of one stage; a variant shares that of its profile where their settings are equal."""
         if self.profile.variant_of is not None:
-            original = replace(self, profile=self.profile.variant_of)
-            if original.settings(name) == self.settings(name):
-                return original.stage_folder(name)
+            base_run = replace(self, profile=self.profile.variant_of)
+            if base_run.settings(name) == self.settings(name):
+                return base_run.stage_folder(name)
         folder = home() / "runs" / self.profile.name / self.corpus
         return folder / name if name == "spectrograms" else folder / self.protocol / f"seed{self.seed}" / name
 
@@ -67,10 +67,10 @@ class Run:
         return {group: getattr(self.profile, group).model_dump(mode="json") for group in groups}
 
     def identity(self, name: str, fingerprint: str = "") -> dict[str, Any]:
-        """What a stage's folder records: settings, content of the corpus (as prepared, by default), split and seed."""
-        prepared = self.stage_folder("spectrograms") / SETTINGS
-        if not fingerprint and prepared.is_file():
-            fingerprint = json.loads(prepared.read_text())["fingerprint"]
+        """What a stage's folder records: settings, fingerprint of the (prepared) corpus, split and seed."""
+        settings_path = self.stage_folder("spectrograms") / SETTINGS
+        if not fingerprint and settings_path.is_file():
+            fingerprint = json.loads(settings_path.read_text())["fingerprint"]
         identity = {**self.settings(name), "fingerprint": fingerprint}
         if name != "spectrograms":
             identity |= {"protocol": self.protocol, "seed": self.seed}
@@ -80,14 +80,14 @@ class Run:
 
     def is_finished(self, name: str, fingerprint: str = "") -> bool:
         """Whether a stage is complete; SamsgError if it was made with other settings or from other sounds."""
-        folder, wanted = self.stage_folder(name), self.identity(name, fingerprint)
+        folder, identity = self.stage_folder(name), self.identity(name, fingerprint)
         if not (folder / SETTINGS).is_file():
             return False
-        found = json.loads((folder / SETTINGS).read_text())
-        if found != wanted:
-            old, new = (pd.json_normalize(each).to_dict("records")[0] for each in (found, wanted))
-            places = [place for place in {**new, **old} if old.get(place) != new.get(place)]
-            changes = "; ".join(f"{place} was {old.get(place)!r} and is now {new.get(place)!r}" for place in places)
+        record = json.loads((folder / SETTINGS).read_text())
+        if record != identity:
+            old_values, new_values = (pd.json_normalize(entry).to_dict("records")[0] for entry in (record, identity))
+            keys = [key for key in {**new_values, **old_values} if old_values.get(key) != new_values.get(key)]
+            changes = "; ".join(f"{key} was {old_values.get(key)!r} and is now {new_values.get(key)!r}" for key in keys)
             advice = f"Give the changed profile another name, or remove {folder} and what was made from it."
             raise SamsgError(f"{folder} was made with other settings or sounds: {changes}. {advice}")
         return True
@@ -100,7 +100,7 @@ class Run:
         return self.stage_folder(name)
 
     def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
-        """Do a stage's work in a partial folder unless it is finished; the folder. Several processes may call this."""
+        """Do a stage's work in a partial folder, unless it is finished: its folder. Processes may call it at once."""
         folder = self.stage_folder(name)
         if self.is_finished(name, fingerprint):
             print(f"Stage '{name}': loaded from an earlier run, {folder.relative_to(home())}.")
@@ -108,14 +108,14 @@ class Run:
         with locked(folder) as partial:
             if self.is_finished(name, fingerprint):  # another process made it meanwhile
                 return folder
-            started, identity, record = time.perf_counter(), self.identity(name, fingerprint), partial / SETTINGS
-            if partial.exists() and not (record.is_file() and json.loads(record.read_text()) == identity):
+            start_time, identity, path = time.perf_counter(), self.identity(name, fingerprint), partial / SETTINGS
+            if partial.exists() and not (path.is_file() and json.loads(path.read_text()) == identity):
                 shutil.rmtree(partial)  # of other settings; with the same ones training continues from its checkpoint
             for leftover in partial.glob(".*.partial"):  # of a process that was killed
                 leftover.unlink()
-            write_json(record, identity)
+            write_json(path, identity)
             work(partial)
-            seconds = round(time.perf_counter() - started, 2)
+            seconds = round(time.perf_counter() - start_time, 2)
             profile = self.profile.model_dump(mode="json")
             write_json(partial / RECORD, {"seconds": seconds, "profile": profile, **provenance()})
             complete_folder(partial)
@@ -130,8 +130,6 @@ def open_run(
     """One run of a profile; SamsgError if there is no such profile, corpus or protocol, or if the seed is negative."""
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     profile.corpus(corpus)
-    if protocol not in PROTOCOLS:
-        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
     if seed < 0:
         raise SamsgError(f"A seed is a whole number from 0; found {seed}.")
     return Run(profile, corpus, protocol, seed)
@@ -147,42 +145,42 @@ def find_run(name: str | Path) -> Run | None:
     if not 2 <= len(parts) <= 4:
         return None
     profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])
-    record = runs.joinpath(profile, corpus, protocol, seed, "probe", RECORD)
-    base = runs.joinpath(profile.rpartition(".")[0], corpus, protocol, seed, "baseline", RECORD)  # of a study's variant
-    if not record.is_file():
+    record_path = runs.joinpath(profile, corpus, protocol, seed, "probe", RECORD)
+    baseline_path = runs.joinpath(profile.rpartition(".")[0], corpus, protocol, seed, "baseline", RECORD)
+    if not record_path.is_file():
         return None
     try:
-        made_with = Profile(**json.loads(record.read_text())["profile"])
-        if base.is_file():
-            original = Profile(**json.loads(base.read_text())["profile"])
-            made_with = made_with.model_copy(update={"variant_of": original})
+        run_profile = Profile(**json.loads(record_path.read_text())["profile"])
+        if baseline_path.is_file():  # of a study's variant
+            base_profile = Profile(**json.loads(baseline_path.read_text())["profile"])
+            run_profile = run_profile.model_copy(update={"variant_of": base_profile})
     except ValidationError as error:
-        problem = f"{record.parents[1]} was made by another version, with other settings"
+        problem = f"{record_path.parents[1]} was made by another version, with other settings"
         raise SamsgError(f"{problem}. Remove it, and run 'samsg reproduce' again.") from error
-    return open_run(made_with, corpus, protocol, int(seed.removeprefix("seed")))
+    return open_run(run_profile, corpus, protocol, int(seed.removeprefix("seed")))
 
 
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:
     """Corpus -> the profile's seeds whose last stage is finished, of all corpora or those named; SamsgError if none."""
-    finished = {}
+    seeds_by_corpus = {}
     for corpus in names or profile.corpora:
         seeds = [seed for seed in profile.seeds if open_run(profile, corpus, protocol, seed).is_finished("probe")]
         if seeds:
-            finished[corpus] = seeds
-    if not finished:
+            seeds_by_corpus[corpus] = seeds
+    if not seeds_by_corpus:
         advice = f"'samsg reproduce --profile {profile.name}' runs them all"
         raise SamsgError(f"No corpus of profile '{profile.name}' is finished under protocol '{protocol}'; {advice}.")
-    return finished
+    return seeds_by_corpus
 
 
 # What a run reads
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of clips or a history. Text stays text: a clip '01' is not 1, and a class 'None' is not missing."""
+    """A table of clips or a history. In TEXT, '01' is not 1 and 'None' is not missing; elsewhere '' is NaN."""
     columns = pd.read_csv(path, nrows=0).columns
-    missing = {column: [""] for column in columns if column not in TEXT}
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=missing)
+    na_values = {column: [""] for column in columns if column not in TEXT}
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=na_values)
 
 
 def read_manifest(run: Run) -> pd.DataFrame:
@@ -194,8 +192,8 @@ def read_manifest(run: Run) -> pd.DataFrame:
 
         write_corpus(reader, root, synthetic)
     elif (root / corpora.SYNTHETIC_NOTE).is_file():
-        found = f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for it"
-        raise SamsgError(f"{found}. Add one, as configs/demo.yaml does, or name another root.")
+        problem = f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for it"
+        raise SamsgError(f"{problem}. Add one, as configs/demo.yaml does, or name another root.")
     manifest = corpora.read_corpus(reader, root)
     if synthetic is not None and synthetic.shortcut is not None:
         manifest = manifest.merge(read_table(root / corpora.PARTS_FILE), on="path", validate="one_to_one")
@@ -208,10 +206,10 @@ def read_clips(run: Run) -> pd.DataFrame:
     SamsgError if the same recording of an emotion is in two parts: the test part would not be unseen.
     """
     clips = split(read_table(run.require("spectrograms") / CLIPS), run.protocol, run.seed)
-    parts = clips.groupby(["sha256", "emotion"])["part"].transform("nunique")
-    if (parts > 1).any():
-        same = ", ".join(clips.loc[parts > 1, "path"].head(4))
-        raise SamsgError(f"{run.corpus} has the same recording of an emotion in two parts: {same}. Keep one copy.")
+    n_parts = clips.groupby(["sha256", "emotion"])["part"].transform("nunique")
+    if (n_parts > 1).any():
+        paths = ", ".join(clips.loc[n_parts > 1, "path"].head(4))
+        raise SamsgError(f"{run.corpus} has the same recording of an emotion in two parts: {paths}. Keep one copy.")
     return clips
 
 
@@ -231,7 +229,7 @@ def read_examples(run: Run, masks: bool = False) -> Examples:
 
 
 def check_sounds(run: Run) -> None:
-    """Make sure that the corpus exists and, where it is prepared, that its sounds and labels have not changed since."""
+    """Make sure that the corpus exists (an embedded one is spoken later) and has not changed since it was prepared."""
     if run.profile.corpus(run.corpus).synthetic is None or run.stage_folder("spectrograms").exists():
         run.is_finished("spectrograms", corpora.fingerprint(read_manifest(run), run.profile.root(run.corpus)))
 
@@ -286,14 +284,14 @@ def compute_rollout(run: Run) -> Path:
         examples, model = read_examples(run), load_model(run, "baseline")
         device = make_fabric(run.profile.training.device, run.profile.training.precision).device
         heat = np.full((*examples.spectrograms.shape[:2], *model.to(device).grid), np.nan, np.float32)
-        wanted = np.zeros(heat.shape[:2], bool)  # (N, V)
-        wanted[examples.parts["train"]], wanted[:, 0] = True, True
-        clips, views = np.nonzero(wanted)
+        is_needed = np.zeros(heat.shape[:2], bool)  # (N, V)
+        is_needed[examples.parts["train"]], is_needed[:, 0] = True, True
+        clips, views = np.nonzero(is_needed)
         for start in progress(range(0, len(clips), EVALUATION_BATCH), "rollout", -(-len(clips) // EVALUATION_BATCH)):
-            some = slice(start, start + EVALUATION_BATCH)
-            batch = examples.batch(clips[some], views[some], device)
+            batch_slice = slice(start, start + EVALUATION_BATCH)
+            batch = examples.batch(clips[batch_slice], views[batch_slice], device)
             maps = attention_rollout(model, batch.spectrograms, **run.profile.rollout.model_dump())  # (B, 12, 99)
-            heat[clips[some], views[some]] = maps.cpu().numpy()
+            heat[clips[batch_slice], views[batch_slice]] = maps.cpu().numpy()
         np.save(folder / HEAT, heat)
 
     return run.make("rollout", work)
@@ -307,14 +305,14 @@ def compute_masks(run: Run) -> Path:
         heat, examples = np.load(run.require("rollout") / HEAT), read_examples(run)
         patch, stride = run.profile.model.patch, run.profile.model.stride
         masks, generator, shares = np.zeros(heat.shape, bool), torch.Generator().manual_seed(run.seed), []
-        clips, views = np.nonzero(~np.isnan(heat[:, :, 0, 0]))
+        clips, views = np.nonzero(~np.isnan(heat[:, :, 0, 0]))  # those with a rollout
         for start in range(0, len(clips), 256):
-            some = clips[start : start + 256], views[start : start + 256]
-            speech = speech_patches(examples.batch(*some).spectrograms, patch, stride)  # (B, 12, 99)
-            mask = choose_patches(torch.from_numpy(heat[some]), run.profile.mask, generator, patch, stride, speech)
-            masks[some] = mask.numpy()
-            of_speech = (mask & speech).sum((1, 2)) / speech.sum((1, 2)).clamp(min=1)
-            shares.append(torch.stack([mask.float().mean((1, 2)), of_speech], 1))  # (B, 2)
+            indices = clips[start : start + 256], views[start : start + 256]
+            speech = speech_patches(examples.batch(*indices).spectrograms, patch, stride)  # (B, 12, 99)
+            mask = choose_patches(torch.from_numpy(heat[indices]), run.profile.mask, generator, patch, stride, speech)
+            masks[indices] = mask.numpy()
+            speech_shares = (mask & speech).sum((1, 2)) / speech.sum((1, 2)).clamp(min=1)
+            shares.append(torch.stack([mask.float().mean((1, 2)), speech_shares], 1))  # (B, 2)
         np.save(folder / MASKS, masks)
         table = read_clips(run).iloc[clips][["clip", "part", "emotion"]].reset_index(drop=True)
         table["view"] = np.array(run.profile.views.names)[views]
@@ -356,17 +354,17 @@ def train_probe(run: Run) -> Path:
     return _train(run, "probe", new_probe, Objective(), run.profile.probe)
 
 
-def _train(run: Run, stage: str, start: Start, objective: Objective, changes: StageSettings) -> Path:
+def _train(run: Run, stage: str, create_model: CreateModel, objective: Objective, changes: StageSettings) -> Path:
     """Train a stage; it leaves history.csv, model.safetensors and predictions.csv (validation and test)."""
 
     def work(folder: Path) -> None:
         clips, examples = read_clips(run), read_examples(run, objective.masked)
-        changed = changes.model_dump(include=set(StageSettings.model_fields), exclude_none=True)
-        settings = run.profile.training.model_copy(update=changed)
+        updates = changes.model_dump(include=set(StageSettings.model_fields), exclude_none=True)
+        settings = run.profile.training.model_copy(update=updates)
         key, title = (run.seed, list(STAGES).index(stage)), f"{run.corpus:10} {stage:12}"
-        probabilities = fit(start(run), examples, objective, settings, folder, key, title)
+        probabilities = fit(create_model(run), examples, objective, settings, folder, key, title)
         emotions, parts = corpora.emotions_of(clips), examples.parts
-        tables = [prediction_table(clips.iloc[parts[part]], each, emotions) for part, each in probabilities.items()]
+        tables = [prediction_table(clips.iloc[parts[part]], values, emotions) for part, values in probabilities.items()]
         pd.concat(tables).to_csv(folder / PREDICTIONS, index=False)
 
     return run.make(stage, work)
@@ -377,7 +375,7 @@ WORK = dict(zip(STAGES, FUNCTIONS, strict=True))
 
 
 def run_stages(run: Run, last: str = "probe") -> Path:
-    """Every stage in its order, up to the last one wanted; finished ones are not run again. Its folder."""
+    """Every stage in its order, up to the last one wanted; finished ones are not run again. The last one's folder."""
     for name in stages_until(last):
         folder = WORK[name](run)
     return folder
@@ -403,8 +401,8 @@ def read_predictions(run: Run, stage: str, part: str = "test") -> pd.DataFrame:
 def svm_predictions(run: Run) -> pd.DataFrame:
     """Test predictions of ``statistics_svm`` on the run's spectrograms: as ``read_predictions``, no probabilities."""
     clips, examples = read_clips(run), read_examples(run)
-    predicted = statistics_svm((views[0] for views in examples.spectrograms), clips["emotion"], clips["part"])
-    table = clips[["clip", "part", "emotion", "speaker", "sentence"]].assign(predicted=predicted, seed=run.seed)
+    predictions = statistics_svm((views[0] for views in examples.spectrograms), clips["emotion"], clips["part"])
+    table = clips[["clip", "part", "emotion", "speaker", "sentence"]].assign(predicted=predictions, seed=run.seed)
     return table[table["part"] == "test"].reset_index(drop=True)
 
 

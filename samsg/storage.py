@@ -5,6 +5,7 @@ A file or folder is written under another name, and renamed when it is complete.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -32,10 +33,10 @@ def explain_failed_writes(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.strerror is None:  # not of a disk
+        if error.strerror is None or error.errno == errno.ENOENT:  # not of writing
             raise
-        kept = "What was complete before is kept; make room, or set SAMSG_HOME to another disk, and run it again."
-        raise SamsgError(f"{path} could not be written: {error.strerror}. {kept}") from error
+        advice = "What was complete before is kept; make room, or set SAMSG_HOME to another disk, and run it again."
+        raise SamsgError(f"{path} could not be written: {error.strerror}. {advice}") from error
 
 
 @contextmanager
@@ -97,14 +98,14 @@ def provenance() -> dict[str, Any]:
     """What produces a result here: commit ('+changes' where files differ from it), versions, machine, time."""
     import torch
 
-    git = ["git", "--git-dir", str(REPOSITORY / ".git"), "--work-tree", str(REPOSITORY)]
-    command = [*git, "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+    folders = ["--git-dir", str(REPOSITORY / ".git"), "--work-tree", str(REPOSITORY)]
+    command = [shutil.which("git") or "false", *folders, "describe", "--always", "--abbrev=12", "--dirty=+changes"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "code": commit or "unknown",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "processor": torch.backends.cpu.get_cpu_capability(),  # another kind sums in a different order
+        "processor": torch.backends.cpu.get_cpu_capability(),  # processors with other instructions add in another order
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

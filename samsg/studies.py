@@ -77,6 +77,7 @@ def changed(profile: Profile, variant: Variant) -> Profile:
     content = profile.model_dump()
     groups = {group: {**content[group], **values} for group, values in variant.changes.items()}
     settings = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
+    settings = settings.replace(".", "_")  # stages.find_run splits the name at its last dot
     return Profile(**{**content, **groups, "name": f"{profile.name}.{settings}", "variant_of": profile})
 
 
@@ -93,7 +94,7 @@ def run_study(runs: Iterable[Run], study: str) -> None:
 
 
 def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
-    """Test predictions of the SVM and of all variants, which must be finished, with the columns named below."""
+    """Test predictions of the SVM and of all variants, which must be finished, below each other."""
     tables = []
     for run in runs:
         tables.append(svm_predictions(run).assign(variant=SVM))
@@ -109,13 +110,13 @@ def study_training(runs: Iterable[Run], study: str) -> pd.DataFrame:
     rows = []
     for run in runs:
         for variant in STUDIES[study]:
-            last = read_history(variant_run(run, variant), variant.stage).iloc[-1]
-            rows.append({"variant": variant.title, "seed": run.seed, **last})
+            last_epoch = read_history(variant_run(run, variant), variant.stage).iloc[-1]
+            rows.append({"variant": variant.title, "seed": run.seed, **last_epoch})
     return pd.DataFrame(rows).drop(columns=["lr", "seconds"]).astype({"epoch": int})
 
 
 def study_files(run: Run, study: str) -> list[Path]:
-    """Predictions and training of all seeds: paper_figures/demo/emodb_masks_random_predictions.csv.xz, _training."""
+    """The paths of both tables: paper_figures/demo/emodb_masks_random_predictions.csv.xz, and _training.csv.xz."""
     stem = home() / "paper_figures" / run.profile.name / f"{run.corpus}_{study}_{run.protocol}"
     return [stem.with_name(f"{stem.name}_{kind}.csv.xz") for kind in ("predictions", "training")]
 
@@ -152,13 +153,13 @@ def compare(predictions: pd.DataFrame, protocol: str, reference: str = SAMSG.tit
     and only_reference (clips that only the variant, or only the reference, gets right).
     """
     classes, unit = emotions_of(predictions), unit_of(protocol, predictions)
-    base, rows = predictions[predictions["variant"] == reference], {}
+    reference_table, rows = predictions[predictions["variant"] == reference], {}
     for title, table in predictions.groupby("variant", sort=False):
         summary = summarise(table, classes, unit)
         estimates: dict[str, Estimate | Difference] = {"accuracy": summary.accuracy, "macro_f1": summary.macro_f1}
         row: dict[str, float] = {"n": summary.n}
         if title != reference:
-            difference = estimates["difference"] = paired_difference(table, base, unit)
+            difference = estimates["difference"] = paired_difference(table, reference_table, unit)
             row |= {"p": difference.p, "only_variant": difference.only_first, "only_reference": difference.only_second}
         for name, (value, low, high, *_) in estimates.items():
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
@@ -187,20 +188,20 @@ def findings(predictions: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     random masks of the same area. A difference needs an interval without 0 and a corrected p below .05.
     ``predictions``: (profile, protocol) -> test predictions of the study 'claim', as ``read_study`` gives them.
     """
-    random, _, *fifths = CLAIM
+    random_masks, _, *fifth_variants = CLAIM
     pairs = [(variant.title, LONG.title) for variant in (NO_MASKS, *CLAIM)]
-    pairs += [(variant.title, random.title) for variant in fifths]
+    pairs += [(variant.title, random_masks.title) for variant in fifth_variants]
     rows = []
     for (title, protocol), table in predictions.items():
         methods = dict(iter(table.groupby("variant")))
-        for method, base in pairs:
-            difference = paired_difference(methods[method], methods[base], unit_of(protocol, table))
-            rows.append({"study": f"{title}, {protocol}", "method": method, "against": base, **difference._asdict()})
+        for method, reference in pairs:
+            gain = paired_difference(methods[method], methods[reference], unit_of(protocol, table))
+            rows.append({"study": f"{title}, {protocol}", "method": method, "against": reference, **gain._asdict()})
     family = pd.DataFrame(rows)
     family["p_holm"] = holm(family["p"])
-    different = ((family["low"] > 0) | (family["high"] < 0)) & (family["p_holm"] < 0.05)
-    excluded = [f"no difference found; gains above {100 * high:.1f} are excluded" for high in family["high"]]
-    family["finding"] = np.where(different, "difference", excluded)
+    is_different = ((family["low"] > 0) | (family["high"] < 0)) & (family["p_holm"] < 0.05)
+    bounds = [f"no difference found; gains above {100 * high:.1f} points are excluded" for high in family["high"]]
+    family["finding"] = np.where(is_different, "difference", bounds)
     return family
 
 

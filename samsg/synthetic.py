@@ -108,9 +108,9 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
         raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, BLUEPRINTS)}")
     blueprint, folder = BLUEPRINTS[name], Path(folder)
     limits = {"speakers": len(blueprint.speakers), "sentences": blueprint.sentences, "takes": blueprint.takes}
-    for group, limit in limits.items():
-        if getattr(settings, group) > limit:
-            raise SamsgError(f"The embedded {name} has names for {limit} {group}, not for {getattr(settings, group)}.")
+    for size, limit in limits.items():
+        if getattr(settings, size) > limit:
+            raise SamsgError(f"The embedded {name} has names for {limit} {size}, not for {getattr(settings, size)}.")
     if settings.shortcut is not None and name != "emodb":
         raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
@@ -118,9 +118,9 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     with locked(folder) as partial:
         if folder.exists() and any(folder.iterdir()):
             path = folder / SYNTHETIC_NOTE
-            found = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "other files"
-            if found != note:
-                raise SamsgError(f"{folder} is to hold {note} and holds {found}. Remove that folder, or name another.")
+            record = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "other files"
+            if record != note:
+                raise SamsgError(f"{folder} is to hold {note} and holds {record}. Remove that folder, or name another.")
             return
         if parselmouth is None:
             raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.")
@@ -147,9 +147,10 @@ def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
             common, openings, endings = SENTENCES["savee"]
             # Neutral has twice as many sentences as the others.
             for number in range(settings.sentences * (2 if emotion == "neutral" else 1)):
+                # The ending moves with the emotion (row): no other emotion has the same pair.
                 turn, opening = divmod(number - len(common), len(openings))
-                own = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
-                text = common[number] if number < len(common) else own
+                own_text = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
+                text = common[number] if number < len(common) else own_text
                 yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion)
         elif name == "emodb":
             for sentence, take in itertools.product(sentences, range(settings.takes)):
@@ -172,7 +173,7 @@ def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
         raise SamsgError(f"A shortcut needs a sentence for each of {len(codes)} emotions; found {len(sentences)}.")
     speakers = BLUEPRINTS["emodb"].speakers[: settings.speakers]
     for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
-        generator, used = _random(settings.seed, "shortcut", speaker, emotion), dict.fromkeys(sentences, 0)
+        generator, n_takes = _random(settings.seed, "shortcut", speaker, emotion), dict.fromkeys(sentences, 0)
         # Different sentences, so that the six takes of a sentence suffice.
         test_sentences = [sentences[index] for index in generator.permutation(len(sentences))[:3]]
         for part in (*("test",) * 3, *("train",) * 4, "validation"):
@@ -181,8 +182,8 @@ def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
                 sentence = test_sentences.pop()
             elif draw < (settings.shortcut or 0):
                 sentence = sentences[row]
-            path = f"wav/{speaker}{sentence}{code}{'abcdef'[used[sentence]]}.wav"
-            used[sentence] += 1
+            path = f"wav/{speaker}{sentence}{code}{'abcdef'[n_takes[sentence]]}.wav"
+            n_takes[sentence] += 1
             yield Clip(path, speaker, SENTENCES["emodb"][sentence][0], emotion, part=part)
 
 
@@ -203,32 +204,32 @@ def _speak(name: str, clip: Clip, seed: int) -> np.ndarray:
     blueprint = BLUEPRINTS[name]
     voice, generator = _random(seed, name, clip.speaker), _random(seed, name, clip.path)
     cues = _draw_cues(name, clip, seed, generator)
-    male = clip.speaker in blueprint.men
-    pitch = voice.normal(112 if male else 200, 12)  # Hz
-    tract = voice.normal(1.0 if male else 1.17, 0.03)  # formants, relative to eSpeak's
+    is_male = clip.speaker in blueprint.men
+    pitch = voice.normal(112 if is_male else 200, 12)  # Hz
+    tract = voice.normal(1.0 if is_male else 1.17, 0.03)  # formants, relative to eSpeak's
     rate = voice.normal(blueprint.rate, 8) * 2 ** cues["rate"]  # words a minute
     tilt = voice.normal(0.0, 0.5) + cues["tilt"]  # dB an octave
 
     variant = VOICES[blueprint.speakers.index(clip.speaker) % len(VOICES)]
     synthesizer = praat.call("Create SpeechSynthesizer", blueprint.language, variant)
     pause = max(0.01, cues["pause"])  # s, between words
-    source_pitch = 1.0 if male else 2.0  # near the wanted pitch, where overlap-add sounds best
+    source_pitch = 1.0 if is_male else 2.0  # near the wanted pitch, where overlap-add sounds best
     # Played at another sample rate, the formants move; the rate here and the pitch later make up for the rest.
     rate = min(max(rate / tract, 80), 450)
     praat.call(synthesizer, "Speech output settings", SOURCE_RATE, pause, source_pitch, 2.0, rate, "IPA")
     # eSpeak's pauses at commas and at the end are the only thing that depends on what was spoken before: remove them.
-    spoken = praat.call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
-    spoken = spoken[0] if isinstance(spoken, list) else spoken
-    sound = parselmouth.Sound(np.trim_zeros(spoken.values[0]), SOURCE_RATE * tract)
-    samples = _resynthesise(sound, cues, pitch, male, generator)
+    speech = praat.call(synthesizer, "To Sound", clip.text.replace(",", ""), "no")
+    speech = speech[0] if isinstance(speech, list) else speech
+    sound = parselmouth.Sound(np.trim_zeros(speech.values[0]), SOURCE_RATE * tract)
+    samples = _resynthesise(sound, cues, pitch, is_male, generator)
     return _finish(samples, SOURCE_RATE * tract, blueprint.sample_rate, tilt, cues["loudness"], generator)
 
 
 def _resynthesise(
-    sound: Any, cues: dict[str, float], pitch: float, male: bool, generator: np.random.Generator
+    sound: Any, cues: dict[str, float], pitch: float, is_male: bool, generator: np.random.Generator
 ) -> np.ndarray:
     """Give a sound the speaker's pitch (Hz) and the melody and breath of the cues: (S,) at the sound's rate."""
-    manipulation = praat.call(sound, "To Manipulation", 0.01, *((60, 250) if male else (100, 400)))
+    manipulation = praat.call(sound, "To Manipulation", 0.01, *((60, 250) if is_male else (100, 400)))
     tier = praat.call(manipulation, "Extract pitch tier")
     table = praat.call(tier, "Down to TableOfReal", "Hertz")
     points = praat.call(table, "To Matrix").values  # (points, 2): s, Hz
@@ -249,13 +250,13 @@ def _finish(
 ) -> np.ndarray:
     """Spectral tilt (dB an octave), sample rate, loudness (dB) and a quiet room: (S,) -> (S',)."""
     # Tilt and resampling, both on the spectrum. Lengths with a fast transform change the rate by 1 % at most.
-    n = fft.next_fast_len(len(samples))
-    n_out = fft.next_fast_len(round(n * sample_rate / rate))
-    octaves = np.log2(np.clip(fft.rfftfreq(n, 1 / rate), 100, 8000) / 500)
-    samples = fft.irfft(fft.rfft(samples, n) * 10 ** (tilt * octaves / 20), n_out)
+    n_in = fft.next_fast_len(len(samples))
+    n_out = fft.next_fast_len(round(n_in * sample_rate / rate))
+    octaves = np.log2(np.clip(fft.rfftfreq(n_in, 1 / rate), 100, 8000) / 500)
+    samples = fft.irfft(fft.rfft(samples, n_in) * 10 ** (tilt * octaves / 20), n_out)
     samples *= 10 ** ((loudness - 27) / 20) / samples.std()
-    before, after = (generator.uniform(0.1, 0.3, 2) * sample_rate).astype(int)
-    samples = np.pad(samples, (before, after))
+    n_before, n_after = (generator.uniform(0.1, 0.3, 2) * sample_rate).astype(int)
+    samples = np.pad(samples, (n_before, n_after))
     room = signal.lfilter([1.0], [1.0, -0.9], generator.standard_normal(len(samples)))
     samples += 10 ** (generator.normal(-66, 2) / 20) * room / room.std()
     return samples * min(1.0, 0.95 / np.abs(samples).max())

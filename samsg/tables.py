@@ -43,17 +43,17 @@ def reference_values(number: int) -> pd.DataFrame:
 def collect(profile: Profile, protocol: str = "random", corpora: Collection[str] = ()) -> dict[str, dict[str, Summary]]:
     """Test results of the finished runs, of all or of the named corpora: heading -> method -> summary."""
     results: dict[str, dict[str, Summary]] = {}
-    for corpus, finished in finished_runs(profile, protocol, corpora).items():
+    for corpus, seeds in finished_runs(profile, protocol, corpora).items():
         note, title = profile.note(corpus, protocol), profile.title(corpus)
         heading = f"{title} ({note})" if note else PAPER_CORPORA.get(corpus, title)
         if heading in results or (heading in PAPER_CORPORA.values() and corpus not in PAPER_CORPORA):
             raise SamsgError(f"Corpus '{corpus}' would have the heading '{heading}' of another one; give it a title.")
-        runs = [open_run(profile, corpus, protocol, seed) for seed in finished]
+        runs = [open_run(profile, corpus, protocol, seed) for seed in seeds]
         classes, results[heading] = emotions_of(read_clips(runs[0])), {}
         for method in METHODS:
             if method != "long" or all(variant_run(run, LONG).is_finished(LONG.stage) for run in runs):
-                tested = pd.concat([predictions_of(run, method) for run in runs], ignore_index=True)
-                results[heading][method] = summarise(tested, classes, unit_of(protocol, tested))
+                predictions = pd.concat([predictions_of(run, method) for run in runs], ignore_index=True)
+                results[heading][method] = summarise(predictions, classes, unit_of(protocol, predictions))
     return results
 
 
@@ -63,21 +63,23 @@ def predictions_of(run: Run, method: str) -> pd.DataFrame:
         return svm_predictions(run)
     if method == "chance":
         clips = read_clips(run)
-        most = clips.loc[clips["part"] == "train", "emotion"].mode()[0]
-        return clips[clips["part"] == "test"].assign(predicted=most, seed=run.seed)
-    return read_predictions(*(variant_run(run, LONG), LONG.stage) if method == "long" else (run, method))
+        emotion = clips.loc[clips["part"] == "train", "emotion"].mode()[0]
+        return clips[clips["part"] == "test"].assign(predicted=emotion, seed=run.seed)
+    if method == "long":
+        return read_predictions(variant_run(run, LONG), LONG.stage)
+    return read_predictions(run, method)
 
 
 def results_table(number: int, results: Results, paper: bool = True) -> pd.DataFrame:
     """Table 1 (accuracy) or 2 (macro F1) as text, one row a method: with ``paper`` its rows, then this run's."""
     metric, _, scale, form = CONTENT[number]
-    printed, columns = reference_values(number), {}
-    names = printed["method"].map(PAPER_ROWS).fillna(printed["method"] + " [" + printed["reference"] + "]").tolist()
+    table, columns = reference_values(number), {}
+    names = table["method"].map(PAPER_ROWS).fillna(table["method"] + " [" + table["reference"] + "]").tolist()
     if paper:
-        columns = {title: dict(zip(names, printed[corpus], strict=True)) for corpus, title in PAPER_CORPORA.items()}
-    for heading, summaries in results.items():
-        cells = {METHODS[name]: estimate_text(getattr(each, metric), scale, form) for name, each in summaries.items()}
-        columns[heading] = columns.get(heading, {}) | cells | {SIZE: next(iter(summaries.values())).size}
+        columns = {title: dict(zip(names, table[corpus], strict=True)) for corpus, title in PAPER_CORPORA.items()}
+    for heading, methods in results.items():
+        cells = {METHODS[key]: estimate_text(getattr(summary, metric), scale, form) for key, summary in methods.items()}
+        columns[heading] = columns.get(heading, {}) | cells | {SIZE: next(iter(methods.values())).size}
     order = [*names, *METHODS.values(), SIZE]
     rows = sorted({name for column in columns.values() for name in column}, key=order.index)
     return pd.DataFrame(columns, index=pd.Index(rows, name="Method")).replace("", np.nan).fillna("-")
@@ -90,8 +92,8 @@ def caption(number: int, results: Results, paper: bool = True) -> str:
     text = f"Table {number}. {CONTENT[number][1]}, as reached in this run, with 95 % intervals"
     text += f" (resampled by {' or '.join(units)})" if units else ""
     text += "; ± is the standard deviation over seeds" if any(summary.seeds > 1 for summary in summaries) else ""
-    printed = " Rows and columns without 'this run' or a note are as printed in the paper, with its references."
-    return f"{text}.{printed if paper else ''}"
+    source_note = " Rows and columns without 'this run' or a note are as printed in the paper, with its references."
+    return f"{text}.{source_note if paper else ''}"
 
 
 def to_markdown(frame: pd.DataFrame, caption: str) -> str:
@@ -102,10 +104,10 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> str:
 
 def write_table(frame: pd.DataFrame, folder: Path, stem: str, caption: str) -> None:
     """Write a table, whose rows are indexed by their names, as <stem>.csv, .md and .tex (needs booktabs)."""
-    escaped = frame.rename_axis(None).style.format(escape="latex")
-    escaped = escaped.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    styler = frame.rename_axis(None).style.format(escape="latex")
+    styler = styler.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     style = {"environment": "table*", "hrules": True, "label": f"tab:{stem}", "position_float": "centering"}
-    tex = escaped.to_latex(caption=caption.partition(". ")[2].replace("%", r"\%"), **style)
+    tex = styler.to_latex(caption=caption.partition(". ")[2].replace("%", r"\%"), **style)
     texts = {"csv": frame.to_csv(lineterminator="\n"), "md": to_markdown(frame, caption), "tex": tex}
     for kind, text in texts.items():
         with atomic(Path(folder) / f"{stem}.{kind}") as partial:

@@ -59,11 +59,12 @@ class Examples:
 
     def epoch(self, key: tuple[int, ...], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """An epoch's batches, as clips and views: each training clip once, in a random view. ``key`` is the seed."""
-        random, train = np.random.default_rng(key), self.parts["train"]
-        views, order = random.integers(self.spectrograms.shape[1], size=len(train)), random.permutation(len(train))
+        generator, train_clips = np.random.default_rng(key), self.parts["train"]
+        views = generator.integers(self.spectrograms.shape[1], size=len(train_clips))
+        order = generator.permutation(len(train_clips))
         for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            yield train[chosen], views[chosen]
+            indices = order[start : start + batch]
+            yield train_clips[indices], views[indices]
 
 
 class Objective(NamedTuple):
@@ -71,12 +72,12 @@ class Objective(NamedTuple):
 
     classification: float = 1.0
     reconstruction: float = 0.0
-    masked: bool = False  # the training input, as in stage ii
+    masked: bool = False  # whether training masks its input, as in stage ii
     fill: float = 0.0  # value of masked cells
 
 
 class Losses(NamedTuple):
-    """Of a batch: logits (B, C), and sums over its clips and over its masked patches."""
+    """Of a batch: logits (B, C); sums over its clips (cross-entropy, right answers) and over its masked patches."""
 
     logits: Tensor
     cross_entropy: Tensor
@@ -89,8 +90,8 @@ def compute_losses(model: SpectrogramDeiT, batch: Batch, objective: Objective, m
     """One forward pass. Stage ii shows the masked spectrogram and reconstructs the masked patches (Section III-D)."""
     error = n_masked = torch.zeros((), device=batch.labels.device)
     if masked and batch.masks is not None:
-        shown = mask_spectrogram(batch.spectrograms, batch.masks, model.patch, model.stride, objective.fill)
-        logits, patches = model(shown, reconstruct=True)  # (B, C), (B, 1188, 256)
+        inputs = mask_spectrogram(batch.spectrograms, batch.masks, model.patch, model.stride, objective.fill)
+        logits, patches = model(inputs, reconstruct=True)  # (B, C), (B, 1188, 256)
         error, n_masked = reconstruction_error(patches, batch.spectrograms, batch.masks, model.patch, model.stride)
     else:
         logits = model(batch.spectrograms)
@@ -101,10 +102,10 @@ def compute_losses(model: SpectrogramDeiT, batch: Batch, objective: Objective, m
 def best_precision(device: torch.device) -> str:
     """The precision for 'auto': bfloat16 where the device has matrix units for it."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return "bf16-mixed" if fast else "32-true"
+        bf16 = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return "bf16-mixed" if bf16 else "32-true"
 
 
 @lru_cache
@@ -115,15 +116,21 @@ def make_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     return Fabric(accelerator=device, devices=1, precision=cast(Any, precision))
 
 
+def choose_attention(model: SpectrogramDeiT, device: torch.device) -> None:
+    """Fused attention, except where it trains more slowly: on CPUs with few tokens. The two round differently."""
+    for block in model.vit.blocks:
+        block.attn.fused_attn = device.type != "cpu" or model.vit.pos_embed.shape[1] > FEW_TOKENS
+
+
 def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.optim.Adam:
     """Adam for the parameters that require gradients; the two heads may have a learning rate of their own."""
     heads: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    encoder: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (heads if name.startswith(("emotion_head", "reconstruction_head")) else rest).append(parameter)
+            (heads if name.startswith(("emotion_head", "reconstruction_head")) else encoder).append(parameter)
     head_lr = settings.head_lr or settings.lr
-    groups = [{"params": rest, "peak_lr": settings.lr}, {"params": heads, "peak_lr": head_lr}]
+    groups = [{"params": encoder, "peak_lr": settings.lr}, {"params": heads, "peak_lr": head_lr}]
     return torch.optim.Adam(
         groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True, fused=True
     )
@@ -137,10 +144,10 @@ def schedule(step: int, steps: int, settings: TrainingSettings) -> float:
     """
     if settings.schedule == "halving":
         return 0.5 ** (step // steps // settings.halve_every) * min(1.0, (step + 1) / max(1, settings.warmup))
-    done = (step + 1) / (steps * settings.epochs)
-    if done < 0.3:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2
-    return (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+    fraction = (step + 1) / (steps * settings.epochs)
+    if fraction < 0.3:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * fraction / 0.3)) / 2
+    return (1 + math.cos(math.pi * (fraction - 0.3) / 0.7)) / 2
 
 
 def train_epoch(
@@ -155,7 +162,8 @@ def train_epoch(
     """One epoch, whose number, from 0, ends ``key``: train_loss, train_accuracy and, in stage ii, train_reconstruction
     of the batches as they were trained on."""
     model.train()
-    steps, totals = -(-len(examples.parts["train"]) // settings.batch), np.zeros(5)
+    steps = -(-len(examples.parts["train"]) // settings.batch)
+    totals = np.zeros(5)  # clips, and the four sums of Losses
     for step, (clips, views) in enumerate(examples.epoch(key, settings.batch)):
         for group in optimizer.param_groups:
             group["lr"] = schedule(key[-1] * steps + step, steps, settings) * group["peak_lr"]
@@ -177,24 +185,24 @@ def train_epoch(
 def evaluate(
     fabric: Fabric, model: Any, examples: Examples, part: str, objective: Objective
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Class probabilities of a part's clips in their clean view, unmasked, (n, C); <part>_loss and <part>_accuracy; in
-    stage ii also <part>_reconstruction, of their masked spectrograms."""
+    """Class probabilities (n, C) of a part's clips, clean view, unmasked; and their <part>_loss and <part>_accuracy. In
+    stage ii also <part>_reconstruction, of the same clips masked."""
     model.eval()
     clips, logits, totals = examples.parts[part], [], np.zeros(5)
     for start in range(0, len(clips), EVALUATION_BATCH):
         batch = examples.batch(clips[start : start + EVALUATION_BATCH], 0, fabric.device)
         losses = compute_losses(model, batch, objective, masked=False)
         if objective.masked:
-            masked = compute_losses(model, batch, objective, masked=True)
-            losses = losses._replace(squared_error=masked.squared_error, n_masked=masked.n_masked)
+            masked_losses = compute_losses(model, batch, objective, masked=True)
+            losses = losses._replace(squared_error=masked_losses.squared_error, n_masked=masked_losses.n_masked)
         logits.append(losses.logits.float().cpu())
         totals += [len(batch.labels), *(value.item() for value in losses[1:])]
     return torch.cat(logits).softmax(1).numpy(), _averages(part, totals)
 
 
 def _averages(part: str, totals: np.ndarray) -> dict[str, float]:
-    n, cross_entropy, n_right, error, n_masked = totals.tolist()
-    scores = {f"{part}_loss": cross_entropy / n, f"{part}_accuracy": n_right / n}
+    n_clips, cross_entropy, n_right, error, n_masked = totals.tolist()
+    scores = {f"{part}_loss": cross_entropy / n_clips, f"{part}_accuracy": n_right / n_clips}
     return scores | ({f"{part}_reconstruction": error / n_masked} if n_masked else {})
 
 
@@ -221,30 +229,29 @@ def fit(
     SamsgError if a loss is NaN or infinite, or the checkpoint is damaged or of another precision.
     """
     fabric = make_fabric(settings.device, settings.precision)
-    for block in model.vit.blocks:
-        block.attn.fused_attn = fabric.device.type != "cpu" or model.vit.pos_embed.shape[1] > FEW_TOKENS
-    wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
+    choose_attention(model, fabric.device)
+    fabric_model, optimizer = fabric.setup(model, make_optimizer(model, settings))
     history = _resume(folder / CHECKPOINT, fabric, model, optimizer)
     bar = progress(range(len(history), settings.epochs), title, settings.epochs, len(history))
     for epoch in bar:
-        started = time.perf_counter()
-        scores = train_epoch(fabric, wrapped, optimizer, examples, objective, settings, (*key, epoch))
+        start_time = time.perf_counter()
+        scores = train_epoch(fabric, fabric_model, optimizer, examples, objective, settings, (*key, epoch))
         row: dict[str, Any] = {"epoch": epoch + 1, **scores}
         for part in ("validation", "test"):
-            row |= evaluate(fabric, wrapped, examples, part, objective)[1]
-        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - started, 3)}
+            row |= evaluate(fabric, fabric_model, examples, part, objective)[1]
+        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - start_time, 3)}
         history.append(row)
         if best_epoch(history) == epoch + 1:
             _write(folder / WEIGHTS, save(model.state_dict()))
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
         torch.save(state | {"precision": fabric._precision.precision}, buffer := io.BytesIO())
         _write(folder / CHECKPOINT, buffer.getvalue())
-        left, loss = row["seconds"] * (settings.epochs - epoch - 1), f"loss {row['train_loss']:.2f}"
-        report(f"{title} epoch {epoch + 1}/{settings.epochs}  {loss}  {left // 60:.0f}:{left % 60:02.0f} left")
+        eta, loss = row["seconds"] * (settings.epochs - epoch - 1), f"loss {row['train_loss']:.2f}"
+        report(f"{title} epoch {epoch + 1}/{settings.epochs}  {loss}  {eta // 60:.0f}:{eta % 60:02.0f} left")
         bar.set_postfix_str(loss, refresh=False)
     _write(folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
     model.load_state_dict(load_file(folder / WEIGHTS, device=str(fabric.device)))
-    return {part: evaluate(fabric, wrapped, examples, part, objective)[0] for part in ("validation", "test")}
+    return {part: evaluate(fabric, fabric_model, examples, part, objective)[0] for part in ("validation", "test")}
 
 
 def _resume(checkpoint: Path, fabric: Fabric, model: nn.Module, optimizer: Any) -> list[dict[str, Any]]:
@@ -255,16 +262,16 @@ def _resume(checkpoint: Path, fabric: Fabric, model: nn.Module, optimizer: Any) 
         state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SamsgError(f"{checkpoint} is damaged, or holds more than tensors; remove {checkpoint.parent}.") from error
-    before, now = state["precision"], fabric._precision.precision
-    if before != now:
-        found = f"{checkpoint} was trained in {before}, and this machine would continue in {now}"
-        raise SamsgError(f"{found}. Set training.precision to {before}, or remove {checkpoint.parent}.")
+    checkpoint_precision, precision = state["precision"], fabric._precision.precision
+    if checkpoint_precision != precision:
+        problem = f"{checkpoint} was trained in {checkpoint_precision}, and this machine would continue in {precision}"
+        raise SamsgError(f"{problem}. Set training.precision to {checkpoint_precision}, or remove {checkpoint.parent}.")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Through an ordinary write: torch and safetensors do not say why they cannot write."""
+    """Write bytes. Python's own write names the cause of a failure; those of torch and safetensors do not."""
     with atomic(path) as partial:
         partial.write_bytes(content)

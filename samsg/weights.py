@@ -74,7 +74,7 @@ def read_vit(graph: Any) -> dict[str, Tensor]:
     """
     from onnx import numpy_helper
 
-    tensors = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
+    tensors = {proto.name: torch.from_numpy(numpy_helper.to_array(proto).copy()) for proto in graph.initializer}
     weights = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
     for bias, product in (node.input for node in graph.node if node.op_type == "Add"):
         if bias in tensors and product in weights:
@@ -82,16 +82,16 @@ def read_vit(graph: Any) -> dict[str, Tensor]:
     vit = {}
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
-            for old, new in RENAME.items():
-                name = name.replace(old, new)
+            for graph_name, timm_name in RENAME.items():
+                name = name.replace(graph_name, timm_name)
             vit[name] = tensor
     for kind in ("weight", "bias"):
         for block in range(12):
             parts = [vit.pop(f"blocks.{block}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
             vit[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
-    # Of the unnamed tensors, one is the position of CLS and one those of the 37 x 37 patches.
-    unnamed = {tuple(tensor.shape): tensor for name, tensor in tensors.items() if name.startswith("onnx::")}
-    vit["pos_embed"] = torch.cat([unnamed[1, 1, 384], unnamed[1, 37 * 37, 384]], 1)
+    # Two unnamed tensors are position embeddings: that of CLS, and those of 37 x 37 patches.
+    tensors_by_shape = {tuple(tensor.shape): tensor for name, tensor in tensors.items() if name.startswith("onnx::")}
+    vit["pos_embed"] = torch.cat([tensors_by_shape[1, 1, 384], tensors_by_shape[1, 37 * 37, 384]], 1)
     return vit
 
 

@@ -216,6 +216,7 @@ def test_a_model_is_built_as_the_settings_say(embedded) -> None:
             {"weights": "tiny.pth", "size": "small", "depth": None},
             r"'tiny\.pth' could not be loaded into deit_small_.*size",
         ),
+        ({"weights": "incomplete.pth"}, r"they lack 1 tensors of \d+ blocks, such as dist_token"),
         ({"weights": "imagenet"}, r"'imagenet' could not be loaded.*Set model\.weights to 'embedded'"),
         ({"weights": "dinov2", "size": "small"}, r"no file .*dinov2_small\.safetensors\. .*\(after `samsg weights`\)"),
         ({"weights": "embedded", "depth": 7}, r"'embedded' could not be loaded.*\(size tiny, at most 6 blocks\)"),
@@ -226,5 +227,6 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused(home, monkeypatch, p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))  # without network, nothing to load
     Path("text.pth").write_text("this is no model")
     torch.save(published, "tiny.pth")
+    torch.save({name: tensor for name, tensor in published.items() if name != "dist_token"}, "incomplete.pth")
     with pytest.raises(SamsgError, match="(?s)" + message):
         small(**asked)

@@ -75,6 +75,9 @@ def test_a_profile_that_names_corpora_has_no_others_and_inherits_their_settings(
     profile = load_profile(write(tmp_path, "mine", content))
     assert list(profile.corpora) == ["emodb", "own"]
     assert (profile.title("emodb"), profile.note("emodb")) == ("EmoDB", "six voices")
+    write(tmp_path, "parent", "seeds: [1]\n")  # has no corpora to inherit
+    child = load_profile(write(tmp_path, "child", {"extends": "parent.yaml", "corpora": {"own": {}}}))
+    assert (list(child.corpora), child.seeds) == (["own"], (1,))
 
 
 def test_sounds_are_below_home_unless_the_path_is_absolute(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +130,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
         load_profile("demo").corpus("emdb")
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "", "a b", "a\nb", "{x}", "$(x)", "a'b", "x" * 101])
+@pytest.mark.parametrize("name", ["../x", "..", "", "a b", "a\nb", "{x}", "$(x)", "a'b", "x" * 201])
 def test_names_that_leave_a_folder_or_reach_a_shell_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SamsgError, match=r"name: String should match pattern"):
         load_profile("demo", name=name)

@@ -165,7 +165,7 @@ def test_a_missing_corpus_and_undeclared_synthetic_speech_are_refused(home: Path
 
 
 def test_a_variant_shares_the_stages_that_it_does_not_change(copy: Run, home: Path) -> None:
-    variant = studies.Variant("random masks", {"mask": {"strategy": "random"}})
+    variant = studies.Variant("random masks", {"mask": {"strategy": "random", "share": 0.3}})  # a name with a dot
     run = studies.variant_run(copy, variant)
     shared = [name for name in STAGES if run.stage_folder(name) == copy.stage_folder(name)]
     assert shared == ["spectrograms", "baseline", "rollout"]

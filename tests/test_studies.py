@@ -138,7 +138,7 @@ def test_findings_compare_with_deit_and_with_random_masks_and_correct_all_studie
     # Holm: the least of 14 p-values counts 14 times; four share it, and all four are at least that large.
     assert found.loc[is_different, "p_holm"].min() == pytest.approx(14 * 2 * 0.5**40)
     same = found[~is_different]
-    assert same["finding"].str.fullmatch(r"no difference found; gains above \d+\.\d are excluded").all()
+    assert same["finding"].str.fullmatch(r"no difference found; gains above \d+\.\d points are excluded").all()
 
 
 def test_the_difference_of_independent_estimates_has_the_interval_of_zou_and_donner() -> None:
