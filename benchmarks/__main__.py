@@ -37,25 +37,25 @@ def main() -> None:
         record["machine"] = torch.cuda.get_device_name()
     record |= {"software": samsg.versions(), "code": provenance()["code"]}
     for name in options.parts:  # a part that is run alone replaces its own rows
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         record["rows"][name] = PARTS[name].run(options.device)
-        record["minutes"][name] = round((time.perf_counter() - started) / 60, 1)
+        record["minutes"][name] = round((time.perf_counter() - start_time) / 60, 1)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     minutes = sum(record["minutes"].values())
-    about = f"{record['machine']}. {record['software']}. Commit {record['code']}. {minutes:.1f} minutes."
-    print(f"\n{about}")
+    description = f"{record['machine']}. {record['software']}. Commit {record['code']}. {minutes:.1f} minutes."
+    print(f"\n{description}")
     rows = [line for name in PARTS for line in record["rows"].get(name, [])]
     lines = ["| what | case | value | unit | |", "| --- | --- | ---: | --- | --- |"]
-    lines += [f"| {r['what']} | {r['case']} | {r['value']:.4g} | {r['unit']} | {r['note']} |" for r in rows]
-    _write_page(options.device, "\n".join([textwrap.fill(about, 120, break_on_hyphens=False), "", *lines]))
+    lines += [f"| {row['what']} | {row['case']} | {row['value']:.4g} | {row['unit']} | {row['note']} |" for row in rows]
+    _write_page(options.device, "\n".join([textwrap.fill(description, 120, break_on_hyphens=False), "", *lines]))
 
 
 def _write_page(device: str, text: str) -> None:
     """Put the table between its two marks in docs/performance.md."""
-    head, tail = f"<!-- table {device} -->\n", f"<!-- end {device} -->"
+    start_mark, end_mark = f"<!-- table {device} -->\n", f"<!-- end {device} -->"
     page = REPOSITORY / "docs/performance.md"
-    before, rest = page.read_text(encoding="utf-8").split(head)
-    page.write_text(f"{before}{head}{text}\n{tail}{rest.split(tail)[1]}", encoding="utf-8")
+    page_head, page_tail = page.read_text(encoding="utf-8").split(start_mark)
+    page.write_text(f"{page_head}{start_mark}{text}\n{end_mark}{page_tail.split(end_mark)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ class Files(Dataset):
 
 def write_noise(root: Path, rate: int, clips: int) -> pd.DataFrame:
     """Noise of the lengths of CREMA-D's first files, at another rate (Hz): its manifest."""
-    listed = official_list("crema_d").head(clips)
+    files = official_list("crema_d").head(clips)
     noise = 0.1 * np.random.default_rng(0).standard_normal(6 * rate).astype(np.float32)
-    for file, frames in zip(listed["file"], listed["frames"], strict=True):
+    for file, frames in zip(files["file"], files["frames"], strict=True):
         soundfile.write(root / file, noise[: frames * rate // 16_000], rate)
-    return listed.assign(path=listed["file"], corpus="crema_d")[COLUMNS]
+    return files.assign(path=files["file"], corpus="crema_d")[COLUMNS]
 
 
 def preparation(root: Path, clips: int) -> list[Row]:
@@ -54,33 +54,33 @@ def preparation(root: Path, clips: int) -> list[Row]:
         folder.mkdir()
         prepared.mkdir()
         manifest = write_noise(folder, rate, clips)
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(lambda path, folder=folder: read_sound(folder / path, AUDIO.sample_rate), manifest["path"]))
-        read = (time.perf_counter() - started) / clips
-        started = time.perf_counter()
+        read_time = (time.perf_counter() - start_time) / clips
+        start_time = time.perf_counter()
         write_spectrograms(manifest, folder, prepared, AUDIO, VIEWS)
-        whole = (time.perf_counter() - started) / clips
+        prepare_time = (time.perf_counter() - start_time) / clips
         torch.set_num_threads(threads)
-        rows.append(row("preparation", f"a clip at {rate} Hz, read and resampled", 1000 * read, "ms"))
-        rows.append(row("preparation", f"a clip at {rate} Hz, its four views' spectrograms", 1000 * whole, "ms"))
+        rows.append(row("preparation", f"a clip at {rate} Hz, read and resampled", 1000 * read_time, "ms"))
+        rows.append(row("preparation", f"a clip at {rate} Hz, its four views' spectrograms", 1000 * prepare_time, "ms"))
     return rows
 
 
 def epoch(root: Path, clips: int) -> list[Row]:
     """A clip's spectrogram in an epoch: from its file, by two workers, and from the memory map. After preparation."""
     paths = sorted(path.name for path in (root / "16000").iterdir())
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in DataLoader(Files(root / "16000", paths), batch_size=4, num_workers=2):
         pass
-    files = (time.perf_counter() - started) / clips
+    file_time = (time.perf_counter() - start_time) / clips
     spectrograms = open_spectrograms(root / "prepared 16000", AUDIO, VIEWS)
     examples = Examples(spectrograms, np.zeros(clips, int), {"train": np.arange(clips)}, np.array(paths))
-    mapped = seconds(lambda: [examples.batch(*some) for some in examples.epoch((0, 0), 4)], "cpu") / clips
-    less = f"{files / mapped:.0f} x less"
+    map_time = seconds(lambda: [examples.batch(*indices) for indices in examples.epoch((0, 0), 4)], "cpu") / clips
+    note = f"{file_time / map_time:.0f} x less"
     return [
-        row("loading", "a clip in an epoch, from its file, two workers", 1000 * files, "ms"),
-        row("loading", "a clip in an epoch, from the memory map", 1000 * mapped, "ms", less),
+        row("loading", "a clip in an epoch, from its file, two workers", 1000 * file_time, "ms"),
+        row("loading", "a clip in an epoch, from the memory map", 1000 * map_time, "ms", note),
     ]
 
 

@@ -24,14 +24,14 @@ def wait(device: str) -> None:
 
 def seconds(call: Callable[[], Any], device: str, times: int = 5) -> float:
     """Median of several calls; one more before them does not count."""
-    taken = []
+    durations = []
     for _ in range(times + 1):
         wait(device)
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         call()
         wait(device)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+        durations.append(time.perf_counter() - start_time)
+    return statistics.median(durations[1:])
 
 
 def peak(device: str) -> float:
@@ -51,12 +51,12 @@ def operations(call: Callable[[], Any]) -> int:
 
 def ceiling(device: str, dtype: torch.dtype) -> float:
     """Operations a second of the fastest matrix product tried."""
-    best = 0.0
+    highest_rate = 0.0
     for rows, inner, columns in ((4096, 4096, 4096), (4760, 768, 3072), (2048, 2048, 2048)):
         left, right = (torch.randn(shape, device=device, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
-        taken = seconds(lambda left=left, right=right: left @ right, device, 5 if device == "cpu" else 50)
-        best = max(best, 2 * rows * inner * columns / taken)
-    return best
+        duration = seconds(lambda left=left, right=right: left @ right, device, 5 if device == "cpu" else 50)
+        highest_rate = max(highest_rate, 2 * rows * inner * columns / duration)
+    return highest_rate
 
 
 def row(what: str, case: str, value: float, unit: str, note: str = "") -> Row:

@@ -27,9 +27,9 @@ EPOCHS = 25
 
 def write_noise(run: samsg.Run, share: float) -> None:
     """Noise under the corpus's official names, of the listed rates and lengths; a share of each emotion's clips."""
-    listed = official_list(run.corpus).groupby("emotion").sample(frac=share, random_state=0)
+    files = official_list(run.corpus).groupby("emotion").sample(frac=share, random_state=0)
     noise = 0.1 * np.random.default_rng(0).standard_normal(11 * 44_100).astype(np.float32)
-    for start, file in enumerate(listed.itertuples()):  # each clip differs: equal sounds are refused
+    for start, file in enumerate(files.itertuples()):  # each clip differs: equal sounds are refused
         path = run.profile.root(run.corpus) / file.file
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, noise[start : start + file.frames], file.sample_rate)
@@ -42,11 +42,11 @@ def rehearse(profile: samsg.Profile, share: float) -> pd.DataFrame:
         run = samsg.open_run(profile, corpus)
         write_noise(run, share)
         for stage, work in WORK.items():
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             work(run)
-            taken = time.perf_counter() - started
+            duration = time.perf_counter() - start_time
             factor = EPOCHS / profile.training.epochs if stage in TRAINING else 1
-            rows.append({"corpus": corpus, "stage": stage, "seconds": taken, "at 25 epochs": factor * taken})
+            rows.append({"corpus": corpus, "stage": stage, "seconds": duration, "at 25 epochs": factor * duration})
     return pd.DataFrame(rows)
 
 

@@ -55,23 +55,23 @@ def explicit(model: SpectrogramDeiT, x: torch.Tensor, reading: str, alpha: float
     return product[:, 0]
 
 
-def extra_memory(device: str, which: str, reading: str) -> float:
+def extra_memory(device: str, method: str, reading: str) -> float:
     """Bytes at the peak of a rollout, beyond the peak of a plain forward pass in the same process."""
     model, x = model_and_clip(device)
     with torch.no_grad():
         model.tokens(x)
         model.tokens(x)
-    before = peak(device)
-    if which == "explicit":
+    forward_peak = peak(device)
+    if method == "explicit":
         explicit(model, x, reading)
     else:
         rollout_row(model, x, reading=reading)
-    return peak(device) - before
+    return peak(device) - forward_peak
 
 
-def in_own_process(device: str, which: str, reading: str) -> float:
+def in_own_process(device: str, method: str, reading: str) -> float:
     """``extra_memory`` in a fresh process whose allocator returns freed memory at once: fragments would add to it."""
-    code = f"from benchmarks.rollout import extra_memory; print(extra_memory({device!r}, {which!r}, {reading!r}))"
+    code = f"from benchmarks.rollout import extra_memory; print(extra_memory({device!r}, {method!r}, {reading!r}))"
     allocator = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command, environment = [sys.executable, "-c", code], {**os.environ, **allocator}
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
@@ -83,7 +83,7 @@ def run(device: str) -> list[Row]:
     rows, maps = [], 12 * 12 * 1190**2 * 4
     for name, precision in (("fp32", None), ("bf16", torch.bfloat16)):
         for reading in READINGS:
-            exact = explicit(model, x, reading)
+            reference = explicit(model, x, reading)
             context = torch.autocast(device, precision) if precision else contextlib.nullcontext()
             calls = [
                 lambda: model.tokens(x),
@@ -93,20 +93,20 @@ def run(device: str) -> list[Row]:
             with torch.no_grad(), context:
                 # One after the other in each round: other work on the machine slows all three.
                 rounds = [[seconds(call, device, times=1) for call in calls] for _ in range(5)]
-                plain, ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-                found = rollout_row(model, x, reading=reading)
+                forward, library, product = (statistics.median(column) for column in zip(*rounds, strict=True))
+                result = rollout_row(model, x, reading=reading)
             case = f"{name}, {reading}"
-            rows.append(row("rollout", f"{case}, plain forward pass", plain, "s"))
-            rows.append(row("rollout", f"{case}, this library", ours / plain, "x forward", f"{ours:.3f} s"))
-            rows.append(row("rollout", f"{case}, explicit product", theirs / plain, "x forward", f"{theirs:.3f} s"))
-            error = float((found - exact).abs().max() / exact.max())
+            rows.append(row("rollout", f"{case}, plain forward pass", forward, "s"))
+            rows.append(row("rollout", f"{case}, this library", library / forward, "x forward", f"{library:.3f} s"))
+            rows.append(row("rollout", f"{case}, explicit product", product / forward, "x forward", f"{product:.3f} s"))
+            error = float((result - reference).abs().max() / reference.max())
             rows.append(row("rollout", f"{case}, largest difference from the product in fp32", error, "of maximum"))
-            rank = float(spearmanr(found[0].cpu(), exact[0].cpu()).statistic)
+            rank = float(spearmanr(result[0].cpu(), reference[0].cpu()).statistic)
             rows.append(row("rollout", f"{case}, rank correlation with it", rank, ""))
     rows.append(row("rollout", "fp32, all attention maps of a clip", maps / 1e6, "MB"))
     for reading in READINGS:
-        for which in ("this library", "explicit"):
-            memory = in_own_process(device, which, reading)
-            case = f"fp32, {reading}, extra peak memory, {which}"
+        for method in ("this library", "explicit"):
+            memory = in_own_process(device, method, reading)
+            case = f"fp32, {reading}, extra peak memory, {method}"
             rows.append(row("rollout", case, memory / 1e6, "MB", f"{memory / maps:.3f} of the maps"))
     return rows

@@ -34,7 +34,7 @@ class AST(nn.Module):
 
 def step(model: nn.Module, x: torch.Tensor, bf16: bool) -> Callable[[], Any]:
     """One step of classification: forward, cross-entropy, backward, Adam."""
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
     context = (lambda: torch.autocast(x.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
 
@@ -55,27 +55,27 @@ def clips(device: str, frames: int = 1001) -> torch.Tensor:
 
 def against_ast(device: str, times: int) -> list[Row]:
     """DeiT-base on 128 x 1001 and AST, both in both precisions."""
-    rows, x, taken = [], clips(device), {}
+    rows, x, step_times = [], clips(device), {}
     for precision in ("bf16", "fp32"):
-        for name, make in (("this library", lambda: SpectrogramDeiT(7)), ("transformers' AST", AST)):
-            call = step(make().to(device).train(), x, precision == "bf16")
-            taken[name, precision] = seconds(call, device, times)
+        for name, create_model in (("this library", lambda: SpectrogramDeiT(7)), ("transformers' AST", AST)):
+            call = step(create_model().to(device).train(), x, precision == "bf16")
+            step_times[name, precision] = seconds(call, device, times)
             case = f"{name}, {precision}, DeiT-base, batch {BATCH}"
-            rows.append(row("training step", case, taken[name, precision], "s"))
-            if len(taken) == 1:  # this library in bf16
-                count, top = operations(call), ceiling(device, torch.bfloat16)
-                reached = count / taken[name, precision] / top
-                rows.append(row("training step", "operations of a step, counted", count / 1e12, "TFLOP"))
-                rows.append(row("training step", "ceiling: fastest bf16 matrix product", top / 1e12, "TFLOP/s"))
-                rows.append(row("training step", "fraction of the ceiling reached", reached, ""))
+            rows.append(row("training step", case, step_times[name, precision], "s"))
+            if len(step_times) == 1:  # this library in bf16
+                n_operations, rate = operations(call), ceiling(device, torch.bfloat16)
+                fraction = n_operations / step_times[name, precision] / rate
+                rows.append(row("training step", "operations of a step, counted", n_operations / 1e12, "TFLOP"))
+                rows.append(row("training step", "ceiling: fastest bf16 matrix product", rate / 1e12, "TFLOP/s"))
+                rows.append(row("training step", "fraction of the ceiling reached", fraction, ""))
             del call
-        ratio = taken["transformers' AST", precision] / taken["this library", precision]
+        ratio = step_times["transformers' AST", precision] / step_times["this library", precision]
         rows.append(row("training step", f"AST / this library, both {precision}", ratio, "x"))
     spectrograms = np.random.default_rng(0).random((16, 4, 128, 1001)).astype(np.float16)
     examples = Examples(spectrograms, np.zeros(16, int), {}, np.arange(16))
-    chosen = np.arange(BATCH)
-    loading = seconds(lambda: examples.batch(chosen, chosen, device), device, 20)
-    share = loading / taken["this library", "bf16"]
+    indices = np.arange(BATCH)
+    loading = seconds(lambda: examples.batch(indices, indices, device), device, 20)
+    share = loading / step_times["this library", "bf16"]
     rows.append(row("training step", "input of a batch, share of the step", share, "", f"{1000 * loading:.2f} ms"))
     return rows
 
@@ -105,16 +105,16 @@ def growth(device: str, times: int) -> list[Row]:
             tokens = model.vit.pos_embed.shape[1]
             for block in model.vit.blocks:
                 block.attn.fused_attn = kind == "fused"
-            taken = seconds(step(model, clips(device, frames), bf16), device, times)
-            rows.append(row("growth", f"step, tiny of 6 blocks, {tokens} tokens, attention {kind}", 1000 * taken, "ms"))
+            ms = 1000 * seconds(step(model, clips(device, frames), bf16), device, times)
+            rows.append(row("growth", f"step, tiny of 6 blocks, {tokens} tokens, attention {kind}", ms, "ms"))
     for size in ("tiny", "small", "base"):
         model = SpectrogramDeiT(7, size=size, depth=6, n_frames=251).to(device)
-        taken = seconds(step(model, clips(device, 251), bf16), device, times)
-        rows.append(row("growth", f"step, {size} of 6 blocks, 290 tokens", 1000 * taken, "ms"))
+        ms = 1000 * seconds(step(model, clips(device, 251), bf16), device, times)
+        rows.append(row("growth", f"step, {size} of 6 blocks, 290 tokens", ms, "ms"))
     return rows
 
 
 def run(device: str) -> list[Row]:
     """All of them."""
-    quick = device != "cpu"
-    return [*against_ast(device, 20 if quick else 3), *probe(device, 20), *growth(device, 20 if quick else 8)]
+    has_gpu = device != "cpu"
+    return [*against_ast(device, 20 if has_gpu else 3), *probe(device, 20), *growth(device, 20 if has_gpu else 8)]

@@ -42,12 +42,12 @@ def find_recordings(shared: Path) -> None:
         if not target.exists() and (shared / folder).is_dir():
             target.parent.mkdir(exist_ok=True)
             target.symlink_to((shared / folder).resolve())
-    whole = home() / "data" / "emodb_whole"
-    if not whole.is_dir():
+    whole_folder = home() / "data" / "emodb_whole"
+    if not whole_folder.is_dir():
         return
-    clips = pd.DataFrame({"path": path, **(parse_path(path, "emodb") or {})} for path in find_sounds(whole))
-    complete = clips.groupby("emotion")["path"].transform("size") >= 20  # single clips of the other emotions
-    clips.loc[complete, ["path", "emotion", "speaker", "sentence"]].to_csv(f"{whole}.csv", index=False)
+    clips = pd.DataFrame({"path": path, **(parse_path(path, "emodb") or {})} for path in find_sounds(whole_folder))
+    is_frequent = clips.groupby("emotion")["path"].transform("size") >= 20  # single clips of the other emotions
+    clips.loc[is_frequent, ["path", "emotion", "speaker", "sentence"]].to_csv(f"{whole_folder}.csv", index=False)
 
 
 def shorten(profile: Profile) -> Profile:
@@ -71,11 +71,11 @@ def main() -> None:
         if options.small:
             profile = shorten(profile)
         for seed in list(STUDIES[study])[: 1 if options.small else None]:
-            start = time.time()
+            start_time = time.time()
             runs.append(open_run(profile, next(iter(profile.corpora)), protocol, seed))
             studies.run_study(runs[-1:], "claim")
             studies.write_study(runs, "claim")
-            print(f"\n== {study} seed {seed}: {time.time() - start:.0f} s", flush=True)
+            print(f"\n== {study} seed {seed}: {time.time() - start_time:.0f} s", flush=True)
         reference = studies.LONG.title
         print(
             studies.printable(studies.compare(studies.study_predictions(runs, "claim"), protocol, reference), reference)

@@ -57,22 +57,22 @@ def draw_clip(index: int, seed: int) -> tuple[str, synthetic.Clip]:
     name = ("savee", "emodb", "crema_d")[random.integers(3)]
     words = " ".join(TEXTS[name]).replace(",", "").replace(".", "").split()
     text = " ".join(random.choice(words, random.integers(6, 17))) + "."
-    first, second = random.choice(EMOTIONS, 2, replace=False)
+    cues_a, cues_b = random.choice(EMOTIONS, 2, replace=False)
     share, noise = random.random(), 0.6 * EMOTIONS.std(0) * random.standard_normal(EMOTIONS.shape[1])
-    synthetic.EMOTIONS[str(index)] = tuple(share * first + (1 - share) * second + noise)
+    synthetic.EMOTIONS[str(index)] = tuple(share * cues_a + (1 - share) * cues_b + noise)
     speakers = synthetic.BLUEPRINTS[name].speakers
     return name, synthetic.Clip(str(index), speakers[random.integers(len(speakers))], text, str(index))
 
 
 def cues_of(name: str, clip: synthetic.Clip, seed: int) -> list[float]:
     """What a clip is spoken with: pitch, tract and rate in octaves, tilt in dB an octave, and its ten cues."""
-    male = clip.speaker in synthetic.BLUEPRINTS[name].men
+    is_male = clip.speaker in synthetic.BLUEPRINTS[name].men
     voice = synthetic._random(seed, name, clip.speaker)
-    drawn = synthetic._draw_cues(name, clip, seed, synthetic._random(seed, name, clip.path))
-    pitch, tract = voice.normal(112 if male else 200, 12), voice.normal(1.0 if male else 1.17, 0.03)
+    cues = synthetic._draw_cues(name, clip, seed, synthetic._random(seed, name, clip.path))
+    pitch, tract = voice.normal(112 if is_male else 200, 12), voice.normal(1.0 if is_male else 1.17, 0.03)
     rate, tilt = voice.normal(synthetic.BLUEPRINTS[name].rate, 8), voice.normal(0.0, 0.5)
-    octaves = [np.log2(pitch / 150) + drawn["pitch"] / 12, np.log2(tract), np.log2(rate / 180) + drawn["rate"]]
-    return [*octaves, tilt + drawn["tilt"], *drawn.values()]
+    octaves = [np.log2(pitch / 150) + cues["pitch"] / 12, np.log2(tract), np.log2(rate / 180) + cues["rate"]]
+    return [*octaves, tilt + cues["tilt"], *cues.values()]
 
 
 def speak_shard(job: tuple[int, int, Path]) -> None:
@@ -127,8 +127,8 @@ def record(waveform: Tensor, seconds: float, random: np.random.Generator) -> tup
         noise /= np.maximum(np.arange(len(noise)), 20) ** random.uniform(0, 1)  # white to brown
         noise = torch.from_numpy(np.fft.irfft(noise, len(window)).astype(np.float32))
         window = window + noise / noise.std() * window.std() * 10 ** (-random.uniform(10, 60) / 20)
-    left = min(max(-start, 0), length - 1)
-    return functional.pad(window, (left, length))[:length], float(np.log2(speed / 100))
+    n_before = min(max(-start, 0), length - 1)
+    return functional.pad(window, (n_before, length))[:length], float(np.log2(speed / 100))
 
 
 def equalize(decibels: Tensor, random: np.random.Generator) -> Tensor:
@@ -159,7 +159,7 @@ def write_examples(speech: Path, folder: Path, teacher: nn.Module, take: int) ->
             image = torch.stack(images)[:, None]
             arrays[f"images_{kind}"] = image.half().numpy()
             arrays[f"cues_{kind}"] = np.stack(cues)
-            tokens = torch.cat([stream(teacher, part) for part in image.split(32)])
+            tokens = torch.cat([stream(teacher, batch) for batch in image.split(32)])
             arrays[f"tokens_{kind}"] = (
                 functional.layer_norm(tokens[:, [0, *range(2, tokens.shape[1])]], [384]).half().numpy()
             )
@@ -174,8 +174,8 @@ def build(size: str, weights: Path | None = None) -> Any:
     Random weights get positions of 12 x 15 patches; weights from a file keep theirs, 14 x 14.
     """
     overlay = None if weights is None else {"file": str(weights)}
-    name, chosen = f"deit_{size}_distilled_patch16_224", {"pretrained": weights is not None, "num_classes": 0}
-    vit = timm.create_model(name, in_chans=1, pretrained_cfg_overlay=overlay, **chosen)
+    name, options = f"deit_{size}_distilled_patch16_224", {"pretrained": weights is not None, "num_classes": 0}
+    vit = timm.create_model(name, in_chans=1, pretrained_cfg_overlay=overlay, **options)
     vit.blocks, vit.patch_embed.proj.stride = vit.blocks[:DEPTH], (10, 10)
     vit.grid = GRID if weights is None else (14, 14)
     vit.pos_embed = nn.Parameter(resample_abs_pos_embed(vit.pos_embed, list(vit.grid), [14, 14], num_prefix_tokens=2))
@@ -192,37 +192,37 @@ def initialize(vit: Any) -> None:
     multiply to 0.7 (Z + I), value and projection to 0.4 (Z - I), Z random. Positions start as waves over both axes.
     """
 
-    def factor(near: float, far: float) -> tuple[Tensor, Tensor]:
-        u, s, v = torch.linalg.svd(far * torch.randn(WIDTH, WIDTH) / WIDTH**0.5 + near * torch.eye(WIDTH))
+    def factor(diagonal: float, noise: float) -> tuple[Tensor, Tensor]:
+        u, s, v = torch.linalg.svd(noise * torch.randn(WIDTH, WIDTH) / WIDTH**0.5 + diagonal * torch.eye(WIDTH))
         return u * s.sqrt(), s.sqrt()[:, None] * v
 
     for block in vit.blocks:
         attention, head = block.attn, WIDTH // block.attn.num_heads
         query, key, value = attention.qkv.weight.split(WIDTH)
         for start in range(0, WIDTH, head):
-            left, right = factor(0.7, 0.7)
-            query[start : start + head], key[start : start + head] = left[:, :head].T, right[:head]
-        left, right = factor(-0.4, 0.4)
-        value.copy_(left.T)
-        attention.proj.weight.copy_(right.T)
+            left_factor, right_factor = factor(0.7, 0.7)
+            query[start : start + head], key[start : start + head] = left_factor[:, :head].T, right_factor[:head]
+        left_factor, right_factor = factor(-0.4, 0.4)
+        value.copy_(left_factor.T)
+        attention.proj.weight.copy_(right_factor.T)
     rows, columns = torch.meshgrid(*map(torch.arange, GRID), indexing="ij")
     speeds = 30.0 ** -(torch.arange(WIDTH // 4) / (WIDTH // 4))
     angles = torch.cat([rows.reshape(-1, 1) * speeds, columns.reshape(-1, 1) * speeds], 1)
     vit.pos_embed[0, 2:] = 0.5 * torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def stream(vit: Any, images: Tensor, kept: Tensor | None = None) -> Tensor:
+def stream(vit: Any, images: Tensor, indices: Tensor | None = None) -> Tensor:
     """The residual stream after the last block: (B, 1, 128, frames) -> (B, 2 + 12 * columns, dim).
 
-    Positions are resampled to the grid as timm does when it loads weights. With ``kept``, patches of these indices
-    (B, n) alone enter the blocks: (B, 2 + n, dim).
+    Positions are resampled to the grid as timm does when it loads weights. With ``indices``, the patches of these
+    indices (B, n) alone enter the blocks: (B, 2 + n, dim).
     """
     mean, deviation = IMAGENET_GREY
     x = vit.patch_embed.proj((images - mean) / deviation)  # (B, dim, 12, columns)
     positions = resample_abs_pos_embed(vit.pos_embed, list(x.shape[2:]), list(vit.grid), num_prefix_tokens=2)
     x = x.flatten(2).transpose(1, 2) + positions[:, 2:]
-    if kept is not None:
-        x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+    if indices is not None:
+        x = x.gather(1, indices[:, :, None].expand(-1, -1, x.shape[2]))
     prefix = torch.cat([vit.cls_token, vit.dist_token], 1) + positions[:, :2]
     return vit.blocks(torch.cat([prefix.expand(len(x), -1, -1), x], 1))
 
@@ -244,9 +244,9 @@ def read_examples(folder: Path, limit: int | None) -> list[dict[str, Tensor]]:
             summary = torch.cat([arrays[f"cues_{kind}"], statistics, pooled[:, 0], pooled[:, 1:].mean(1)], 1)
             parts.setdefault(image.shape[3], []).append({"images": image, "tokens": tokens, "summary": summary})
     groups = [{name: torch.cat([part[name] for part in group]) for name in group[0]} for group in parts.values()]
-    everything = torch.cat([group["summary"] for group in groups])
+    summaries = torch.cat([group["summary"] for group in groups])
     for group in groups:
-        group["summary"] = (group["summary"] - everything.mean(0)) / everything.std(0).clamp(min=1e-6)
+        group["summary"] = (group["summary"] - summaries.mean(0)) / summaries.std(0).clamp(min=1e-6)
     return groups
 
 
@@ -259,25 +259,25 @@ def train(
     """
     to_tokens, to_summary = nn.Linear(WIDTH, 384), nn.Linear(WIDTH, groups[0]["summary"].shape[1])
     parameters = [*student.parameters(), *to_tokens.parameters(), *to_summary.parameters()]
-    batches = [32 if group["images"].shape[3] < 100 else 16 for group in groups]
-    steps = sum(-(-len(group["images"]) // batch) for group, batch in zip(groups, batches, strict=True))
+    batch_sizes = [32 if group["images"].shape[3] < 100 else 16 for group in groups]
+    steps = sum(-(-len(group["images"]) // size) for group, size in zip(groups, batch_sizes, strict=True))
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.1)
     for epoch in range(epochs):
         losses, start = torch.zeros(4), time.time()
-        work = [
+        minibatches = [
             (group, index)
-            for group, batch in zip(groups, batches, strict=True)
-            for index in torch.randperm(len(group["images"])).split(batch)
+            for group, size in zip(groups, batch_sizes, strict=True)
+            for index in torch.randperm(len(group["images"])).split(size)
         ]
-        for number in torch.randperm(len(work)).tolist():
-            group, index = work[number]
+        for number in torch.randperm(len(minibatches)).tolist():
+            group, index = minibatches[number]
             images, tokens = group["images"][index].float(), group["tokens"][index, 1:].float()
             patches = tokens.shape[1]
             share = 0.3 if torch.rand(()) < 0.8 else 1.0
-            kept = torch.rand(len(index), patches).argsort(1)[:, : round(share * patches)]
-            x = student.norm(stream(student, images + 0.02 * torch.randn_like(images), kept))
-            tokens = tokens.gather(1, kept[:, :, None].expand(-1, -1, 384))
+            indices = torch.rand(len(index), patches).argsort(1)[:, : round(share * patches)]
+            x = student.norm(stream(student, images + 0.02 * torch.randn_like(images), indices))
+            tokens = tokens.gather(1, indices[:, :, None].expand(-1, -1, 384))
             imitation = functional.smooth_l1_loss(to_tokens(x[:, 2:]), tokens)
             errors = functional.smooth_l1_loss(to_summary(x[:, :2].mean(1)), group["summary"][index], reduction="none")
             cues, statistics, pooled = (part.mean() for part in errors.split([CUES, STATISTICS, 768], 1))

@@ -31,10 +31,8 @@ from samsg.model import IMAGENET_GREY, SpectrogramDeiT
 from samsg.settings import VIEWS, AudioSettings, ViewSettings
 
 
-def read_clips(
-    corpus: str, folder: Path, limit_s: float = 6.0
-) -> tuple[list[str], list[Tensor], np.ndarray, np.ndarray]:
-    """Names, waveforms (16 kHz), labels and speakers of a corpus, from its official file names."""
+def read_clips(corpus: str, folder: Path) -> tuple[list[str], list[Tensor], np.ndarray, np.ndarray]:
+    """Names, waveforms (16 kHz, of 6 s at most), labels and speakers of a corpus, from its official file names."""
     if corpus == "emodb":
         paths = sorted(folder.glob("emodb_first2s/wav/*.wav"))
         emotions, speakers = [path.stem[5] for path in paths], [path.stem[:2] for path in paths]
@@ -52,8 +50,8 @@ def read_clips(
 def spectrograms(names: list[str], waveforms: list[Tensor], audio: AudioSettings, view: str) -> Tensor:
     """One view of all clips: (clips, 1, 128, frames)."""
     settings, mel = ViewSettings(), LogMel(audio)
-    views = [make_view(each, name, view, audio, settings) for name, each in zip(names, waveforms, strict=True)]
-    return torch.cat([mel(torch.stack(views[i : i + 64])) for i in range(0, len(views), 64)])
+    views = [make_view(waveform, name, view, audio, settings) for name, waveform in zip(names, waveforms, strict=True)]
+    return torch.cat([mel(torch.stack(views[start : start + 64])) for start in range(0, len(views), 64)])
 
 
 def statistics(images: Tensor) -> np.ndarray:
@@ -78,14 +76,15 @@ def block_features(model: SpectrogramDeiT, images: Tensor, blocks: list[int]) ->
     return {block: torch.cat(batches).numpy() for block, batches in features.items()}
 
 
-def leave_one_out(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, c: float = 0.001) -> float:
+def leave_one_out(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
     """Accuracy over all clips of a linear SVM; each group is tested by a model of the others."""
-    right = 0
+    n_right = 0
     for group in np.unique(groups):
-        test = groups == group
-        model = make_pipeline(StandardScaler(), LinearSVC(C=c, max_iter=5000)).fit(features[~test], labels[~test])
-        right += int((model.predict(features[test]) == labels[test]).sum())
-    return right / len(labels)
+        is_test = groups == group
+        model = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=5000))
+        model.fit(features[~is_test], labels[~is_test])
+        n_right += int((model.predict(features[is_test]) == labels[is_test]).sum())
+    return n_right / len(labels)
 
 
 def fine_tune(model: SpectrogramDeiT, views: Tensor, labels: Tensor, epochs: int, lr: float) -> float:
@@ -98,15 +97,15 @@ def fine_tune(model: SpectrogramDeiT, views: Tensor, labels: Tensor, epochs: int
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [lr, 2e-3], epochs * batches)
     model.train()
     for _ in range(epochs):
-        right = 0
+        n_right = 0
         for index in torch.randperm(len(labels)).split(8):
             logits = model(views[torch.randint(len(views), index.shape), index])
             functional.cross_entropy(logits, labels[index]).backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            right += int((logits.argmax(1) == labels[index]).sum())
-    return right / len(labels)
+            n_right += int((logits.argmax(1) == labels[index]).sum())
+    return n_right / len(labels)
 
 
 def build(weights: str, frames: int, classes: int, size: str) -> SpectrogramDeiT:
@@ -137,35 +136,36 @@ def main() -> None:
     options = parser.parse_args()
     audio = AudioSettings(seconds=2.0 if options.corpus == "emodb" else 4.0, hop=400)
     names, waveforms, labels, speakers = read_clips(options.corpus, options.shared)
-    clean, start = spectrograms(names, waveforms, audio, "clean"), time.time()
-    known = np.unique(speakers)
+    clean_images, start_time = spectrograms(names, waveforms, audio, "clean"), time.time()
+    speaker_names = np.unique(speakers)
     # EmoDB: all ten speakers alone; RAVDESS: four folds of six actors.
-    groups = speakers if options.corpus == "emodb" else np.searchsorted(known, speakers) % 4
+    groups = speakers if options.corpus == "emodb" else np.searchsorted(speaker_names, speakers) % 4
     torch.manual_seed(options.seed)
     if options.what == "svm":
-        print(f"SVM on log-mel statistics: {leave_one_out(statistics(clean), labels, groups):.3f}")
+        print(f"SVM on log-mel statistics: {leave_one_out(statistics(clean_images), labels, groups):.3f}")
     elif options.what == "tune":
         views = torch.stack([spectrograms(names, waveforms, audio, view) for view in VIEWS])
-        fold_of = np.searchsorted(known, speakers) // 2 if options.corpus == "emodb" else groups
-        total, right, targets = 0, 0, torch.from_numpy(labels)
-        for fold in np.unique(fold_of)[: options.folds]:
-            start, test = time.time(), torch.from_numpy(fold_of == fold)
+        clip_folds = np.searchsorted(speaker_names, speakers) // 2 if options.corpus == "emodb" else groups
+        n_total, n_right, targets = 0, 0, torch.from_numpy(labels)
+        for fold in np.unique(clip_folds)[: options.folds]:
+            start_time, is_test = time.time(), torch.from_numpy(clip_folds == fold)
             torch.manual_seed(options.seed)
             model = build(options.weights, audio.n_frames, labels.max() + 1, options.size)
-            accuracy = fine_tune(model, views[:, ~test], targets[~test], options.epochs, options.lr)
+            train_accuracy = fine_tune(model, views[:, ~is_test], targets[~is_test], options.epochs, options.lr)
             model.eval()
             with torch.no_grad():
-                found = torch.cat([model(batch).argmax(1) for batch in clean[test].split(64)])
-            hits, count = int((found == targets[test]).sum()), int(test.sum())
-            total, right = total + count, right + hits
-            print(f"fold {fold}: test {hits / count:.3f} train {accuracy:.3f}, {time.time() - start:.0f} s", flush=True)
-        print(f"fine-tuned: test {right / total:.3f} ({right} of {total} clips)")
+                predictions = torch.cat([model(batch).argmax(1) for batch in clean_images[is_test].split(64)])
+            n_hits, n_test = int((predictions == targets[is_test]).sum()), int(is_test.sum())
+            n_total, n_right = n_total + n_test, n_right + n_hits
+            scores = f"test {n_hits / n_test:.3f} train {train_accuracy:.3f}"
+            print(f"fold {fold}: {scores}, {time.time() - start_time:.0f} s", flush=True)
+        print(f"fine-tuned: test {n_right / n_total:.3f} ({n_right} of {n_total} clips)")
     else:
         blocks, size = ([6], options.size) if options.what == "frozen" else ([4, 5, 6, 7, 8, 9, 10, 12], "small")
         model = build(options.weights, audio.n_frames, 2, size)
-        for block, features in block_features(model, clean, blocks).items():
+        for block, features in block_features(model, clean_images, blocks).items():
             print(f"frozen, block {block}: {leave_one_out(features, labels, groups):.3f}", flush=True)
-    print(f"{time.time() - start:.0f} s")
+    print(f"{time.time() - start_time:.0f} s")
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ PROFILES = {"emodb_2s": "emodb", "emodb_whole": "emodb", "ravdess": "ravdess"}
 
 def read_all() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame]]:
     """(profile, protocol) -> predictions and training scores of every study that was run."""
-    found = {}
+    study_tables = {}
     for profile, corpus in PROFILES.items():
         for protocol in PROTOCOLS:
             try:
-                found[profile, protocol] = studies.read_study(open_run(profile, corpus, protocol), "claim")
+                study_tables[profile, protocol] = studies.read_study(open_run(profile, corpus, protocol), "claim")
             except SamsgError:  # not run
                 continue
-    return found
+    return study_tables
 
 
 def interval(values: np.ndarray) -> str:
@@ -51,18 +51,18 @@ def markdown(table: pd.DataFrame) -> str:
 def claim(predictions: pd.DataFrame, training: pd.DataFrame, protocol: str) -> str:
     """All methods of one study: train and test accuracy, macro F1, difference from DeiT for as many epochs."""
     table = studies.compare(predictions, protocol, studies.LONG.title)
-    shown = studies.printable(table, studies.LONG.title).drop(columns="Test clips")
-    train = training.groupby("variant")["train_accuracy"].mean().reindex(table.index)
-    shown.insert(0, "Train (%)", ["-" if np.isnan(value) else f"{100 * value:.1f}" for value in train])
+    text_table = studies.printable(table, studies.LONG.title).drop(columns="Test clips")
+    train_accuracy = training.groupby("variant")["train_accuracy"].mean().reindex(table.index)
+    text_table.insert(0, "Train (%)", ["-" if np.isnan(value) else f"{100 * value:.1f}" for value in train_accuracy])
     return markdown(
-        shown.rename(columns=lambda name: name.replace("Difference from DeiT, as many epochs", "Difference"))
+        text_table.rename(columns=lambda name: name.replace("Difference from DeiT, as many epochs", "Difference"))
     )
 
 
 def findings(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     """Every comparison, corrected together."""
     family = studies.findings(predictions)
-    family["points"] = [interval(row) for row in family[["value", "low", "high"]].to_numpy()]
+    family["points"] = [interval(values) for values in family[["value", "low", "high"]].to_numpy()]
     family["p (Holm)"] = family["p_holm"].map("{:.3f}".format)
     family["finding"] = family["finding"].str.partition(";")[0]  # the sizes that are excluded are the interval's ends
     return markdown(family.set_index("study")[["method", "against", "points", "p (Holm)", "finding"]])
@@ -70,13 +70,13 @@ def findings(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
 
 def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     """Random minus held-out accuracy of every method, and its difference from the gap of DeiT for as many epochs."""
-    compared = {key: studies.compare(table, key[1], studies.LONG.title) for key, table in predictions.items()}
+    comparisons = {key: studies.compare(table, key[1], studies.LONG.title) for key, table in predictions.items()}
     columns = {}
-    for (profile, protocol), table in compared.items():
-        if protocol != "random" and (profile, "random") in compared:
-            random = compared[profile, "random"]
+    for (profile, protocol), table in comparisons.items():
+        if protocol != "random" and (profile, "random") in comparisons:
+            random_table = comparisons[profile, "random"]
             for name, heading in (("accuracy", "gap"), ("difference", "minus that of DeiT, as many epochs")):
-                values = studies.subtract(random, table, name).to_numpy()
+                values = studies.subtract(random_table, table, name).to_numpy()
                 cells = ["-" if np.isnan(row).any() else interval(row) for row in values]
                 columns[f"{profile}/{protocol}: {heading}"] = pd.Series(cells, table.index)
     return markdown(pd.DataFrame(columns).rename_axis("Method"))
@@ -84,16 +84,16 @@ def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
 
 def render(text: str) -> str:
     """The document with every block drawn again."""
-    found = read_all()
-    predictions = {key: tested for key, (tested, _) in found.items()}
+    study_tables = read_all()
+    predictions = {key: table for key, (table, _) in study_tables.items()}
 
     def block(match: re.Match[str]) -> str:
         kind, study = match.groups()
         if kind == "claim":
             profile, protocol = study.split("/")
-            content = claim(*found[profile, protocol], protocol)
+            content = claim(*study_tables[profile, protocol], protocol)
         elif kind == "findings":
-            content = findings({key: each for key, each in predictions.items() if key[1] != "random"})
+            content = findings({key: table for key, table in predictions.items() if key[1] != "random"})
         else:
             content = gap(predictions)
         return f"<!-- {kind}{f' {study}' if study else ''} -->\n{content}<!-- end -->"

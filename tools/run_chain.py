@@ -27,9 +27,9 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
             reply = client.execute_interactive("get_ipython().reset()", store_history=False)
             client.stop_channels()
             assert reply["content"]["status"] == "ok", reply  # or the next notebook would see this one's names
-        unfinished = folder / f"{name}.failed.ipynb"
-        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", unfinished, parameters, **options)
-        unfinished.rename(folder / f"{name}.ipynb")
+        partial = folder / f"{name}.failed.ipynb"
+        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", partial, parameters, **options)
+        partial.rename(folder / f"{name}.ipynb")
 
 
 if __name__ == "__main__":
