@@ -109,10 +109,10 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
             raise SamsgError(f"{name} lasts {len(waveform) / rate:.2f} s; an emotion needs at least {SHORTEST} s.")
         last_start = max(0, len(waveform) - length)
         starts = np.append(np.arange(0, last_start, length), last_start)
-        padded = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+        samples = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
         times = {"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate}
         table = pd.DataFrame(times, pd.RangeIndex(1, len(starts) + 1, name="window"))
-        return waveform, table, torch.stack([padded[start : start + length] for start in starts])
+        return waveform, table, torch.stack([samples[start : start + length] for start in starts])
 
     @torch.no_grad()
     def predict(self, sound: Sound | Sequence[Sound], sample_rate: int | None = None) -> pd.DataFrame:

@@ -87,8 +87,8 @@ def find_sounds(root: Path) -> list[str]:
     # glob leaves out names that start with a dot: copies that macOS and Jupyter make.
     names = sorted(Path(name).as_posix() for name in glob.iglob("**/*", root_dir=root, recursive=True))
     sounds = [name for name in names if Path(name).suffix.lower() in SOUNDS and os.path.isfile(root / name)]
-    if unprintable := [name for name in sounds if not name.isprintable()]:
-        raise SamsgError(f"{root} has the name {unprintable[0]!r}; tables cannot hold its characters, so rename it.")
+    if bad_names := [name for name in sounds if not name.isprintable()]:
+        raise SamsgError(f"{root} has the name {bad_names[0]!r}; tables cannot hold its characters, so rename it.")
     return sounds
 
 

@@ -33,7 +33,7 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     folder = Path(folder).expanduser().resolve()
     if folder.is_dir() and any(folder.iterdir()):
         raise SamsgError(f"{folder} already holds files. 'samsg data check {corpus}' tells which; or move them away.")
-    source = Path(source).expanduser() if source else _load(corpus)
+    source = Path(source).expanduser() if source else _download(corpus)
     with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if not source.is_dir():
             # Keep the archive's name: it may be SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
@@ -47,7 +47,7 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     return folder
 
 
-def _load(corpus: str) -> Path:
+def _download(corpus: str) -> Path:
     """Load a corpus into audb's cache, 16 kHz and mono: -> its folder there."""
     advice = f"{SOURCES[corpus]}, then run: samsg data fetch {corpus} --source FOLDER_OR_ARCHIVE"
     if corpus not in PACKAGES:

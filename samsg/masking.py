@@ -77,8 +77,8 @@ def _highest_patches(values: Tensor, counts: Tensor) -> Tensor:
 def speech_patches(spectrogram: Tensor, patch: int = 16, stride: int = 10) -> Tensor:
     """The patches that are not padding throughout: (B, 1, 128, 1001) -> bool (B, 12, 99)."""
     # Padding is digital silence: its cells have the lowest value of the spectrogram.
-    highest = F.max_pool2d(spectrogram, patch, stride)[:, 0]  # (B, 12, 99)
-    return highest > spectrogram.amin((1, 2, 3))[:, None, None]
+    maxima = F.max_pool2d(spectrogram, patch, stride)[:, 0]  # (B, 12, 99)
+    return maxima > spectrogram.amin((1, 2, 3))[:, None, None]
 
 
 def masked_cells(mask: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10) -> Tensor:

@@ -107,8 +107,8 @@ def discard_lowest(attention: Tensor, ratio: float) -> Tensor:
     because that sum lacks ``keepdim``; here rows are divided.
     """
     entries = attention.flatten(1)  # (B, T * T)
-    lowest = entries.topk(int(ratio * entries.shape[1]), largest=False, sorted=False).indices
-    result = entries.scatter(1, lowest, 0)
+    lowest_indices = entries.topk(int(ratio * entries.shape[1]), largest=False, sorted=False).indices
+    result = entries.scatter(1, lowest_indices, 0)
     result[:, 0] = entries[:, 0]
     return result.view_as(attention)
 

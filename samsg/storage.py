@@ -82,9 +82,9 @@ def locked(folder: Path) -> Iterator[Path]:
             lock.release()
 
 
-def progress(steps: Iterable[Any] | None, text: str, total: int, done: int = 0) -> tqdm:
+def progress(steps: Iterable[Any] | None, text: str, total: int, n_done: int = 0) -> tqdm:
     """A progress bar on standard output that leaves one line: it reads well in JupyterLab and on a terminal."""
-    return tqdm(steps, text, total, file=sys.stdout, ascii=" =", ncols=100, mininterval=1.0, initial=done)
+    return tqdm(steps, text, total, file=sys.stdout, ascii=" =", ncols=100, mininterval=1.0, initial=n_done)
 
 
 def report(event: str) -> None:

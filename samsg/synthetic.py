@@ -144,13 +144,13 @@ def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
     sentences = list(SENTENCES[name].index)[: settings.sentences]
     for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
         if name == "savee":
-            common, openings, endings = SENTENCES["savee"]
+            common_texts, openings, endings = SENTENCES["savee"]
             # Neutral has twice as many sentences as the others.
             for number in range(settings.sentences * (2 if emotion == "neutral" else 1)):
                 # The ending moves with the emotion (row): no other emotion has the same pair.
-                turn, opening = divmod(number - len(common), len(openings))
+                turn, opening = divmod(number - len(common_texts), len(openings))
                 own_text = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
-                text = common[number] if number < len(common) else own_text
+                text = common_texts[number] if number < len(common_texts) else own_text
                 yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion)
         elif name == "emodb":
             for sentence, take in itertools.product(sentences, range(settings.takes)):

@@ -91,8 +91,8 @@ def speak_shard(job: tuple[int, int, Path]) -> None:
             continue
         rate = synthetic.BLUEPRINTS[name].sample_rate
         sound = resample(torch.from_numpy(sound).float(), rate, RATE)[: SECONDS * RATE]
-        padded = np.pad((sound.numpy() * 32767).astype(np.int16), (0, SECONDS * RATE - len(sound)))
-        clips.append((padded, len(sound), np.float32(cues_of(name, clip, seed + index))))
+        samples = np.pad((sound.numpy() * 32767).astype(np.int16), (0, SECONDS * RATE - len(sound)))
+        clips.append((samples, len(sound), np.float32(cues_of(name, clip, seed + index))))
     waveforms, lengths, cues = map(np.stack, zip(*clips, strict=True))
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, waveforms=waveforms, lengths=lengths, cues=cues)
@@ -239,9 +239,9 @@ def read_examples(folder: Path, limit: int | None) -> list[dict[str, Tensor]]:
         arrays = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
         for kind in range(len(WINDOWS)):
             image, tokens = arrays[f"images_{kind}"], arrays[f"tokens_{kind}"]
-            cells, pooled = image[:, 0].float(), tokens.float()
+            cells, targets = image[:, 0].float(), tokens.float()
             statistics = torch.cat([cells.mean(2), cells.std(2), cells.diff(dim=2).abs().mean(2)], 1)
-            summary = torch.cat([arrays[f"cues_{kind}"], statistics, pooled[:, 0], pooled[:, 1:].mean(1)], 1)
+            summary = torch.cat([arrays[f"cues_{kind}"], statistics, targets[:, 0], targets[:, 1:].mean(1)], 1)
             parts.setdefault(image.shape[3], []).append({"images": image, "tokens": tokens, "summary": summary})
     groups = [{name: torch.cat([part[name] for part in group]) for name in group[0]} for group in parts.values()]
     summaries = torch.cat([group["summary"] for group in groups])
