@@ -11,6 +11,7 @@ paper_figures/<profile>/<corpus>_claim_<protocol>_predictions.csv.xz and _traini
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from samsg import studies
 from samsg.corpora import find_sounds, parse_path
-from samsg.settings import Profile, home, load_profile
+from samsg.settings import Profile, SamsgError, home, load_profile
 from samsg.stages import open_run
 
 SHARED = {"emodb_2s": "emodb_first2s", "emodb_whole": "emodb_whole", "ravdess": "ravdess"}  # data/... : shared folder
@@ -83,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SamsgError as error:  # recordings are missing
+        sys.exit(f"claim.py: {error}")
