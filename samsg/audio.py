@@ -42,6 +42,8 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
     path = Path(path)
     if not path.is_file():
         raise SamsgError(f"{path} is {'not a regular file' if path.exists() else 'missing'}.")
+    if path.suffix.lower() == ".raw":
+        raise SamsgError(f"{path} holds raw samples, which state no sample rate; convert it to WAV.")
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -53,7 +55,7 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
             if longest * rate < frames < 2**62:  # a stream of unknown length states more
                 raise SamsgError(f"{path} lasts {frames / rate:.0f} s; at most {longest:g} s are read. Cut it.")
             samples = sound.read(math.ceil(longest * rate), "float32", always_2d=True).mean(axis=1)  # (S,)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: .raw has no header
+    except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
     sizes = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)
@@ -162,7 +164,7 @@ def write_spectrograms(
             waveform = read_sound(root / path, audio.sample_rate)
         except SamsgError as error:
             return str(error), 0, b""
-        if reason := why_unusable(waveform[: audio.n_samples], audio.sample_rate):
+        if reason := why_unusable(waveform, audio.sample_rate):
             return f"{path}: {reason}.", 0, b""
         waveforms = torch.stack([make_view(waveform, clip, view, audio, views) for view in views.names])  # (V, 64000)
         # Half precision keeps values of [0, 1] to 0.0003, a tenth of the step of 8-bit grey pictures, and 0 exactly.

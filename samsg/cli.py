@@ -129,7 +129,7 @@ def reproduce(
     command += [f"{name}={','.join(map(str, values))}," for name, values in config.items()]  # ',': '007' is text
     print(f"Profile '{settings.name}': {settings.description}. Executed notebooks: {runs}", flush=True)
     _run_snakemake(command, runs)
-    from samsg import tables  # its packages take seconds, in which Snakemake starts
+    from samsg import tables  # here: the import takes seconds, for which Snakemake need not wait
 
     for name in settings.protocols:
         results = tables.collect(settings, name, names)
@@ -160,27 +160,29 @@ def _run_snakemake(command: list[str], runs: Path) -> None:
         raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, start_time)]))
 
 
-def progress_line(event: str, runs: Path, started: float) -> str:
+def progress_line(event: str, runs: Path, start_time: float) -> str:
     """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
     corpus, stage, state = event.split(maxsplit=2)
-    log = (runs / "snakemake.log").read_text(errors="replace")  # of jobs; a run has a notebook of each stage
+    log = (runs / "snakemake.log").read_text(errors="replace")  # counts jobs; a run has a notebook of each stage
     counts = re.findall(r"^(run|tables_and_figures) +(\d+)$", log, re.MULTILINE)
     n_total = sum(int(count) * (len(STAGES) if job == "run" else 1) for job, count in counts)
     names = glob.iglob("**/*.ipynb", root_dir=runs, recursive=True)  # pathlib's would raise where a folder vanishes
     paths = [runs / name for name in names if not name.endswith(".failed.ipynb")]
-    n_done = sum(path.is_file() and path.stat().st_mtime >= started for path in paths)
+    n_done = sum(path.is_file() and path.stat().st_mtime >= start_time for path in paths)
     return f"[{n_done}/{n_total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
 
 
 def _failures(runs: Path, start_time: float) -> list[str]:
-    """The error of each notebook that failed since ``started``; without one, the end of Snakemake's log."""
+    """The error of each notebook that failed since ``start_time``; without one, the end of Snakemake's log."""
     messages = []
     for path in sorted(runs.rglob("*.failed.ipynb")):
         if path.stat().st_mtime >= start_time:
-            outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+            notebook = json.loads(path.read_text())
+            outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
             errors = [output for output in outputs if output["output_type"] == "error"]
             messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
-            messages += [] if errors else [f"The kernel of {path} died; was there enough memory?"]
+            if not errors and notebook["metadata"]["papermill"]["end_time"]:  # None: it still runs
+                messages += [f"The kernel of {path} died; was there enough memory?"]
     log = runs / "snakemake.log"
     return messages or [f"{log}:\n{log.read_text(errors='replace')[-1000:]}"]
 
@@ -283,9 +285,9 @@ def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, 
     """
     from samsg.classifier import verify as compare_run
 
-    if (target := samsg.find_run(run)) is None:
+    if (finished_run := samsg.find_run(run)) is None:
         raise SamsgError(f"There is no finished run '{run}' in {home() / 'runs'}; name one as demo/savee/random/seed0.")
-    table = compare_run(target)
+    table = compare_run(finished_run)
     print(table.to_string())
     raise typer.Exit(1 if table["changed"].any() else 0 if (table["largest"] < 2e-6).all() else 2)
 

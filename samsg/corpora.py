@@ -27,7 +27,7 @@ FEWEST = len(PARTS)  # clips of a class: one for each part
 SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 PARTS_FILE = "parts.csv"  # the split of an embedded corpus that has its own: path, part
 NO_AUDIO = "1076_MTI_SAD_XX"  # a clip without audio, as CREMA-D's README says: it is not checked
-SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
+SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}  # raw: no header
 RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
 CHECK_COLUMNS = ["status", "reason", "sample_rate", "channels", "frames", "seconds", "sha256"]  # of a file
 
@@ -198,7 +198,7 @@ class Report(NamedTuple):
     """What a check of a corpus found."""
 
     place: str
-    files: pd.DataFrame  # path, clip, speaker, emotion, and CHECKED
+    files: pd.DataFrame  # path, clip, speaker, emotion, and CHECK_COLUMNS
     verdict: str
     exit_code: int  # 0 complete (and official, where there is a list), 1 usable, 2 not usable
 
@@ -252,7 +252,7 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
 
 
 def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Decode every file of a table: the table with the columns CHECKED.
+    """Decode every file of a table: the table with the columns CHECK_COLUMNS.
 
     The second copy of a recording is a 'duplicate' if a split may put it into another part.
     """
@@ -267,7 +267,7 @@ def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def _inspect(path: Path) -> tuple[Any, ...]:
-    """The columns CHECKED of one file; it is unusable where training cannot read it."""
+    """The columns CHECK_COLUMNS of one file; it is unusable where training cannot read it."""
     try:
         reason, sound = why_unusable(read_sound(path), 16_000), soundfile.info(path)
     except SamsgError as error:

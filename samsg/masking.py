@@ -32,6 +32,7 @@ def important_patches(
     speech = torch.ones_like(heat, dtype=torch.bool) if speech is None else speech
     speech_heat = heat.masked_fill(~speech, -torch.inf)
     if select == "share":
+        # 0.7 * 90 is 62.999... in floating point.
         return _highest_patches(speech_heat, (share * speech.sum((1, 2)).double() + 1e-6).long())
     maximum = speech_heat.amax((1, 2), keepdim=True)
     minimum = heat.masked_fill(~speech, torch.inf).amin((1, 2), keepdim=True) if scale == "minmax" else 0

@@ -138,6 +138,8 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], inpu
                 positions = state["pos_embed"].float()  # (1, 2 + 12 * columns, dim)
                 rows = [12, (positions.shape[1] - 2) // 12]
                 state["pos_embed"] = resample_abs_pos_embed(positions, list(grid), rows, num_prefix_tokens=2)
+            if "patch_embed.proj.weight" not in state:
+                raise ValueError("they are not those of a DeiT, under timm's names")
             unused_blocks = tuple(f"blocks.{block}." for block in range(depth, 12))
             state = {key: value for key, value in state.items() if not key.startswith(unused_blocks)}
             channels = state["patch_embed.proj.weight"].shape[1]
@@ -145,7 +147,7 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], inpu
         options = {"pretrained_cfg_overlay": overlay, "depth": depth, "num_classes": 0, **input_options}
         vit: Any = timm.create_model(name, pretrained=weights != "random", **options)
         if overlay and (absent := sorted(vit.state_dict().keys() - state.keys())):  # timm would leave these random
-            raise ValueError(f"they lack {len(absent)} tensors of {depth} blocks, such as {absent[0]}")
+            raise ValueError(f"of {depth} blocks they lack {absent[0]} and {len(absent) - 1} other tensors")
     except Exception as error:
         choices = "'embedded' (size tiny, at most 6 blocks), 'random', a file, or 'dinov2' (after `samsg weights`)"
         problem = f"The weights '{weights}' could not be loaded into {name}: {error}"

@@ -259,7 +259,7 @@ def profile_names() -> list[str]:
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``change`` laid over ``base``, group by group."""
+    """``changes`` laid over ``base``, group by group."""
     groups = [key for key in base if isinstance(base[key], Mapping) and isinstance(changes.get(key), Mapping)]
     return {**base, **changes, **{key: _merge(base[key], changes[key]) for key in groups}}
 
@@ -280,7 +280,8 @@ def _read_yaml(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if (parent := content.pop("extends", None)) is not None:
         base = _read_yaml(str(parent), (*children, path.resolve()))
         if isinstance(entries := content.get("corpora"), Mapping):  # only corpora that the child names are inherited
-            base["corpora"] = {name: base["corpora"][name] for name in entries if name in base.get("corpora", {})}
+            parent_entries = base.get("corpora") or {}
+            base["corpora"] = {corpus: entry for corpus, entry in parent_entries.items() if corpus in entries}
         content = _merge(base, content)
     return {**content, "name": path.stem}
 
@@ -301,9 +302,9 @@ def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
         groups = [*Settings.__subclasses__(), *StageSettings.__subclasses__()]
         names, problems = {name for group in groups for name in group.model_fields}, []
         for problem in error.errors():
-            place, message = ".".join(map(str, problem["loc"])), f"{problem['msg']} (found {problem['input']!r:.100})"
+            setting, message = ".".join(map(str, problem["loc"])), f"{problem['msg']} (found {problem['input']!r:.100})"
             if problem["type"] == "extra_forbidden":
                 matches = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.75)
-                message = RENAMED.get(place, f"unknown setting{f'; did you mean {matches[0]!r}?' if matches else ''}")
-            problems.append(f"{place}: {message}")
+                message = RENAMED.get(setting, f"unknown setting{f'; did you mean {matches[0]!r}?' if matches else ''}")
+            problems.append(f"{setting}: {message}")
         raise SamsgError(f"Profile '{profile}' has invalid settings: {'; '.join(problems)}") from error

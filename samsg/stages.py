@@ -28,7 +28,7 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import STAGES, Profile, SamsgError, StageSettings, home, load_profile
+from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
@@ -95,8 +95,8 @@ class Run:
     def require(self, name: str) -> Path:
         """The folder of a stage that must be finished."""
         if not self.is_finished(name):
-            notebook, place = STAGES[name].notebook, f"{self.corpus} ({self.protocol}, seed {self.seed})"
-            raise SamsgError(f"Stage '{name}' of {place} is not finished; notebook {notebook}.ipynb makes it.")
+            notebook, run_name = STAGES[name].notebook, f"{self.corpus} ({self.protocol}, seed {self.seed})"
+            raise SamsgError(f"Stage '{name}' of {run_name} is not finished; notebook {notebook}.ipynb makes it.")
         return self.stage_folder(name)
 
     def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
@@ -130,6 +130,8 @@ def open_run(
     """One run of a profile; SamsgError if there is no such profile, corpus or protocol, or if the seed is negative."""
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     profile.corpus(corpus)
+    if protocol not in PROTOCOLS:
+        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
     if seed < 0:
         raise SamsgError(f"A seed is a whole number from 0; found {seed}.")
     return Run(profile, corpus, protocol, seed)
@@ -151,7 +153,8 @@ def find_run(name: str | Path) -> Run | None:
         return None
     try:
         run_profile = Profile(**json.loads(record_path.read_text())["profile"])
-        if baseline_path.is_file():  # of a study's variant
+        has_spectrograms = runs.joinpath(profile, corpus, "spectrograms").is_dir()  # a study's variant shares them
+        if baseline_path.is_file() and not has_spectrograms:
             base_profile = Profile(**json.loads(baseline_path.read_text())["profile"])
             run_profile = run_profile.model_copy(update={"variant_of": base_profile})
     except ValidationError as error:

@@ -5,7 +5,6 @@ A file or folder is written under another name, and renamed when it is complete.
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import os
@@ -33,7 +32,7 @@ def explain_failed_writes(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.strerror is None or error.errno == errno.ENOENT:  # not of writing
+        if error.strerror is None:  # not of a disk
             raise
         advice = "What was complete before is kept; make room, or set SAMSG_HOME to another disk, and run it again."
         raise SamsgError(f"{path} could not be written: {error.strerror}. {advice}") from error
@@ -75,6 +74,7 @@ def locked(folder: Path) -> Iterator[Path]:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"{folder}: waiting for another process that makes it.", flush=True)
+            report(f"{folder.parent.name:10} {folder.name:12} waits for another process")
             lock.acquire()
         try:
             yield folder.with_name(f"{folder.name}.partial")

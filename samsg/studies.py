@@ -76,9 +76,9 @@ def changed(profile: Profile, variant: Variant) -> Profile:
         return profile
     content = profile.model_dump()
     groups = {group: {**content[group], **values} for group, values in variant.changes.items()}
-    settings = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
-    settings = settings.replace(".", "_")  # stages.find_run splits the name at its last dot
-    return Profile(**{**content, **groups, "name": f"{profile.name}.{settings}", "variant_of": profile})
+    suffix = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
+    name = f"{profile.name}.{suffix.replace('.', '_')}"  # stages.find_run splits it at its last dot
+    return Profile(**{**content, **groups, "name": name, "variant_of": profile})
 
 
 def variant_run(run: Run, variant: Variant) -> Run:

@@ -108,9 +108,11 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
         raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, BLUEPRINTS)}")
     blueprint, folder = BLUEPRINTS[name], Path(folder)
     limits = {"speakers": len(blueprint.speakers), "sentences": blueprint.sentences, "takes": blueprint.takes}
-    for size, limit in limits.items():
-        if getattr(settings, size) > limit:
-            raise SamsgError(f"The embedded {name} has names for {limit} {size}, not for {getattr(settings, size)}.")
+    for setting, limit in limits.items():
+        if getattr(settings, setting) > limit:
+            raise SamsgError(
+                f"The embedded {name} has names for {limit} {setting}, not for {getattr(settings, setting)}."
+            )
     if settings.shortcut is not None and name != "emodb":
         raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.

@@ -63,8 +63,8 @@ def predictions_of(run: Run, method: str) -> pd.DataFrame:
         return svm_predictions(run)
     if method == "chance":
         clips = read_clips(run)
-        emotion = clips.loc[clips["part"] == "train", "emotion"].mode()[0]
-        return clips[clips["part"] == "test"].assign(predicted=emotion, seed=run.seed)
+        most_frequent = clips.loc[clips["part"] == "train", "emotion"].mode()[0]
+        return clips[clips["part"] == "test"].assign(predicted=most_frequent, seed=run.seed)
     if method == "long":
         return read_predictions(variant_run(run, LONG), LONG.stage)
     return read_predictions(run, method)

@@ -172,8 +172,12 @@ def train_epoch(
         loss = objective.classification * losses.cross_entropy / len(clips)
         loss = loss + objective.reconstruction * losses.squared_error / losses.n_masked.clamp(min=1)
         if not math.isfinite(loss.item()):
-            place = f"step {step + 1}/{steps} of epoch {key[-1] + 1}, on the clips {', '.join(examples.names[clips])}"
-            raise SamsgError(f"The loss is {loss.item()} at {place}. Lower training.lr, or prepare these clips again.")
+            position = (
+                f"step {step + 1}/{steps} of epoch {key[-1] + 1}, on the clips {', '.join(examples.names[clips])}"
+            )
+            raise SamsgError(
+                f"The loss is {loss.item()} at {position}. Lower training.lr, or prepare these clips again."
+            )
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

@@ -238,7 +238,7 @@ def test_progress_counts_the_notebooks_of_this_call(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     os.utime(tmp_path / "01_old.ipynb", (1, 1))
     event = "emodb      baseline     epoch 4/12  loss 1.21  0:40 left\n"
-    line = cli.progress_line(event, tmp_path, started=2)
+    line = cli.progress_line(event, tmp_path, start_time=2)
     assert line == "[2/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left"
 
 
@@ -255,6 +255,16 @@ def test_a_failed_notebook_is_kept_and_its_error_is_printed(tmp_path: Path) -> N
     (kept,) = home.rglob("*.failed.ipynb")
     assert f"Notebook with traceback: {kept}" in error and '"output_type": "error"' in kept.read_text()
     assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
+
+
+def test_a_dead_kernel_is_told_from_a_notebook_that_still_runs(tmp_path: Path) -> None:
+    (tmp_path / "snakemake.log").write_text("the end of the log")
+    path, content = tmp_path / "02_baseline.failed.ipynb", {"cells": [], "metadata": {"papermill": {"end_time": None}}}
+    path.write_text(json.dumps(content))
+    assert cli._failures(tmp_path, 0)[0].endswith("the end of the log")
+    content["metadata"]["papermill"]["end_time"] = "2026-11-24T00:00:00"
+    path.write_text(json.dumps(content))
+    assert cli._failures(tmp_path, 0) == [f"The kernel of {path} died; was there enough memory?"]
 
 
 def test_a_profile_keeps_its_tables_and_a_command_prints_its_own_corpus(finished: Path, home: Path) -> None:

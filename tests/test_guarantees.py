@@ -125,6 +125,7 @@ def test_two_processes_on_one_run_do_each_stage_once(corpus: Path, finished: Pat
     assert finish(corpus, processes=2) == [0, 0]
     log = corpus.with_suffix(".log").read_text()
     assert {name: log.count(f"work on {name}\n") for name in STAGES} == dict.fromkeys(STAGES, 1)
+    assert "waiting for another process" in log
     assert results(corpus) == results(finished)
 
 

@@ -122,6 +122,7 @@ def test_a_share_is_of_all_patches_and_rounded_down(share, expected) -> None:
     for values, mask in zip(heat, found, strict=True):
         assert torch.equal(values[mask].sort().values, values.flatten().sort().values[108 - expected :])
     ties = torch.tensor([[[1.0, 3.0, 2.0], [3.0, 0.0, 3.0]], [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]])  # the first are taken
+    assert important_patches(torch.rand(1, 9, 10), select="share", share=0.7).sum() == 63  # 0.7 * 90 = 62.99...
     half = important_patches(ties, select="share", share=0.5)
     assert half.tolist() == [[[0, 1, 0], [1, 0, 1]], [[1, 1, 1], [0, 0, 0]]]
 

@@ -216,7 +216,7 @@ def test_a_model_is_built_as_the_settings_say(embedded) -> None:
             {"weights": "tiny.pth", "size": "small", "depth": None},
             r"'tiny\.pth' could not be loaded into deit_small_.*size",
         ),
-        ({"weights": "incomplete.pth"}, r"they lack 1 tensors of \d+ blocks, such as dist_token"),
+        ({"weights": "incomplete.pth"}, r"of \d+ blocks they lack dist_token and 0 other tensors"),
         ({"weights": "imagenet"}, r"'imagenet' could not be loaded.*Set model\.weights to 'embedded'"),
         ({"weights": "dinov2", "size": "small"}, r"no file .*dinov2_small\.safetensors\. .*\(after `samsg weights`\)"),
         ({"weights": "embedded", "depth": 7}, r"'embedded' could not be loaded.*\(size tiny, at most 6 blocks\)"),

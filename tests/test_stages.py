@@ -278,6 +278,14 @@ def test_runs_are_found_by_name_or_folder(run: Run, finished: Path) -> None:
         assert samsg.find_run(name) == run
     for name in ("", "tones", "tones/tones/speaker", "tones/tones/random/seed0/probe", "../runs", "/", "../../etc/x"):
         assert samsg.find_run(name) is None
+    with pytest.raises(SamsgError, match=r"no protocol 'speakers'; .* Did you mean 'speaker'"):
+        open_run(run.profile, "tones", "speakers")
+
+
+def test_a_profile_whose_name_has_a_dot_is_no_variant(copy: Run, home: Path) -> None:
+    shutil.copytree(home / "runs/tones", home / "runs/tones.v2")
+    found = samsg.find_run("tones.v2/tones")
+    assert found is not None and found.profile.variant_of is None
 
 
 # No test clip takes part in training

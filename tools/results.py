@@ -18,7 +18,7 @@ from samsg.stages import open_run
 FILE = Path(__file__).parents[1] / "docs" / "results.md"
 BLOCK = re.compile(r"<!-- (claim|findings|gap)(?: (\S+))? -->\n.*?<!-- end -->", re.DOTALL)
 PROTOCOLS = ("speaker", "sentence", "random")
-PROFILES = {"emodb_2s": "emodb", "emodb_whole": "emodb", "ravdess": "ravdess"}
+PROFILES = {"emodb_2s": "emodb", "emodb_whole": "emodb", "ravdess": "ravdess", "ravdess_long": "ravdess"}
 
 
 def read_all() -> dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame]]:
