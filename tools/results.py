@@ -16,7 +16,7 @@ from samsg.settings import SamsgError
 from samsg.stages import open_run
 
 FILE = Path(__file__).parents[1] / "docs" / "results.md"
-BLOCK = re.compile(r"<!-- (claim|findings|gap)(?: (\S+))? -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (claim|findings|gap|faithfulness)(?: (\S+))? -->\n.*?<!-- end -->", re.DOTALL)
 PROTOCOLS = ("speaker", "sentence", "random")
 PROFILES = {"emodb_2s": "emodb", "emodb_whole": "emodb", "ravdess": "ravdess", "ravdess_long": "ravdess"}
 
@@ -82,6 +82,16 @@ def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     return markdown(pd.DataFrame(columns).rename_axis("Method"))
 
 
+def faithfulness() -> str:
+    """The differences from random order by deletion, of the paper's map and three others, on both corpora."""
+    maps = ["rollout, alpha 0.9 (paper)", "gradient", "last layer", "least attended"]
+    columns = {}
+    for heading, folder in {"RAVDESS": "ravdess_long/sentence", "EmoDB, synthetic speech": "demo"}.items():
+        table = pd.read_csv(FILE.parents[1] / "paper_figures" / folder / "faithfulness.csv", index_col="Map")
+        columns[heading] = table.loc[maps, "Deletion minus random"]
+    return markdown(pd.DataFrame(columns))
+
+
 def render(text: str) -> str:
     """The document with every block drawn again."""
     study_tables = read_all()
@@ -94,8 +104,10 @@ def render(text: str) -> str:
             content = claim(*study_tables[profile, protocol], protocol)
         elif kind == "findings":
             content = findings({key: table for key, table in predictions.items() if key[1] != "random"})
-        else:
+        elif kind == "gap":
             content = gap(predictions)
+        else:
+            content = faithfulness()
         return f"<!-- {kind}{f' {study}' if study else ''} -->\n{content}<!-- end -->"
 
     return BLOCK.sub(block, text)
