@@ -296,6 +296,7 @@ def test_ctrl_c_ends_with_one_line(
     snakemake.write_text("#!/bin/sh\nsleep 1\nkill -INT $PPID\n")
     snakemake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(snakemake))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     result = command("reproduce", "--profile", finished / "tones.yaml")
     assert result.code == 130
     assert result.error == "\nsamsg: interrupted. The same command continues from the last epoch.\n"
