@@ -105,7 +105,7 @@ def provenance() -> dict[str, Any]:
         "code": commit or "unknown",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "processor": torch.backends.cpu.get_cpu_capability(),  # processors with other instructions add in another order
+        "processor": torch.backends.cpu.get_cpu_capability(),  # other kinds sum in a different order
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
