@@ -20,7 +20,7 @@ CORPORA = listed(config.get("corpora", "")) or list(profile.corpora)
 PROTOCOLS = listed(config.get("protocols", "")) or list(profile.protocols)
 SEEDS = [int(seed) for seed in listed(config.get("seeds", "")) or profile.seeds]
 # Part of every rule, so that changed settings run its notebooks again; the library then names the difference.
-SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds"})
+SETTINGS = profile.model_dump_json(exclude={"description", "corpora", "protocols", "seeds", "variant_of"})
 OF_RUN = [stage.notebook for stage in STAGES.values()]
 TABLES = "07_tables_and_figures"
 TOOLS = in_repository("tools")

@@ -6,10 +6,9 @@ Without data: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg pred
 
 from __future__ import annotations
 
-import glob
+import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 import samsg
-from samsg.settings import STAGES, SamsgError, home, in_repository, load_profile, nearest
-from samsg.storage import atomic, complete_folder, explain_failed_writes
+from samsg.settings import STAGES, SamsgError, check_name, home, in_repository, load_profile
+from samsg.storage import atomic, complete_folder
 
 STUDY_NOTEBOOKS = dict.fromkeys(("claim", "controls", "sensitivity"), "08_controls_and_ablations")
 STUDY_NOTEBOOKS |= {"shortcuts": "10_shortcuts", "faithfulness": "11_faithfulness"}
@@ -114,8 +113,7 @@ def reproduce(
     for corpus in names:  # missing and changed ones are refused before anything runs
         stages.check_sounds(stages.open_run(settings, corpus))
     runs = home() / "runs" / settings.name
-    with explain_failed_writes(runs):
-        (runs / "notebooks").mkdir(parents=True, exist_ok=True)
+    (runs / "notebooks").mkdir(parents=True, exist_ok=True)
     if study:  # what is not named is the notebook's own choice
         options = {name: list(getattr(settings, name)) for name in overrides} | ({"corpora": names} if corpora else {})
         _run_study(study, {"profile": profile, **options}, runs)
@@ -123,12 +121,16 @@ def reproduce(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(in_repository("Snakefile"))]
     command += ["--cores", cores] if cluster is None else ["--profile", str(cluster.resolve())]
     command += ["--directory", str(home()), "--rerun-triggers", "mtime", "params", "--keep-going"]
-    # Where a later notebook fails, those before it are kept.
+    # --keep-incomplete: where a later notebook fails, those before it are kept.
     command += ["--rerun-incomplete", "--keep-incomplete", "--nolock", "--config", f"profile={profile}"]
     config = {"corpora": names, "protocols": settings.protocols, "seeds": settings.seeds}
     command += [f"{name}={','.join(map(str, values))}," for name, values in config.items()]  # ',': '007' is text
     print(f"Profile '{settings.name}': {settings.description}. Executed notebooks: {runs}", flush=True)
-    _run_snakemake(command, runs)
+    run_names = itertools.product(names, settings.protocols, settings.seeds)
+    folders = [runs / f"{corpus}/{name}/seed{seed}/notebooks" for corpus, name, seed in run_names]
+    notebooks = [folder / f"{stage.notebook}.ipynb" for folder in folders for stage in STAGES.values()]
+    notebooks += [runs / f"notebooks/{name}/07_tables_and_figures.ipynb" for name in settings.protocols]
+    _run_notebooks(command, runs / "snakemake.log", notebooks)
     from samsg import tables  # here: the import takes seconds, for which Snakemake need not wait
 
     for name in settings.protocols:
@@ -139,69 +141,46 @@ def reproduce(
     print(f"Tables and figures, of all finished runs of the profile: {home() / 'paper_figures' / settings.name}")
 
 
-def _run_snakemake(command: list[str], runs: Path) -> None:
-    """Run Snakemake with its log in a file, and print what the notebooks report instead."""
-    start_time = time.time()
-    with (runs / "snakemake.log").open("w") as log, NamedTemporaryFile("r", dir=runs, prefix=".progress") as events:
-        environment = os.environ | {"SAMSG_PROGRESS": events.name}
-        snakemake = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            while snakemake.poll() is None:
-                time.sleep(0.3)
-                for event in events:
-                    if (is_done := " done in " in event) or sys.stdout.isatty():  # a terminal overwrites other lines
-                        print(f"{progress_line(event, runs, start_time):70}", end="\n" if is_done else "\r", flush=True)
-        except KeyboardInterrupt:  # the terminal sends it to all; the running notebook takes some seconds to end
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            snakemake.wait()
-            print("\nsamsg: interrupted. The same command continues from the last epoch.", file=sys.stderr)
-            raise typer.Exit(130) from None
-    if snakemake.returncode:
-        raise SamsgError("\n".join(["Not everything could be reproduced.", *_failures(runs, start_time)]))
-
-
-def progress_line(event: str, runs: Path, start_time: float) -> str:
-    """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': finished notebooks, of all that this call runs."""
-    corpus, stage, state = event.split(maxsplit=2)
-    log = (runs / "snakemake.log").read_text(errors="replace")  # counts jobs; a run has a notebook of each stage
-    counts = re.findall(r"^(run|tables_and_figures) +(\d+)$", log, re.MULTILINE)
-    n_total = sum(int(count) * (len(STAGES) if job == "run" else 1) for job, count in counts)
-    names = glob.iglob("**/*.ipynb", root_dir=runs, recursive=True)  # pathlib's would raise where a folder vanishes
-    paths = [runs / name for name in names if not name.endswith(".failed.ipynb")]
-    n_done = sum(path.is_file() and path.stat().st_mtime >= start_time for path in paths)
-    return f"[{n_done}/{n_total}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
-
-
-def _failures(runs: Path, start_time: float) -> list[str]:
-    """The error of each notebook that failed since ``start_time``; without one, the end of Snakemake's log."""
-    messages = []
-    for path in sorted(runs.rglob("*.failed.ipynb")):
-        if path.stat().st_mtime >= start_time:
-            notebook = json.loads(path.read_text())
-            outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-            errors = [output for output in outputs if output["output_type"] == "error"]
-            messages += [f"{error['ename']}: {error['evalue']}\n  Notebook with traceback: {path}" for error in errors]
-            if not errors and notebook["metadata"]["papermill"]["end_time"]:  # None: it still runs
-                messages += [f"The kernel of {path} died; was there enough memory?"]
-    log = runs / "snakemake.log"
-    return messages or [f"{log}:\n{log.read_text(errors='replace')[-1000:]}"]
-
-
 def _run_study(study: str, parameters: dict[str, Any], runs: Path) -> None:
-    """Run a study's notebook by papermill."""
-    import papermill
-
-    if study not in STUDY_NOTEBOOKS:
-        raise SamsgError(f"There is no study '{study}'; {nearest(study, STUDY_NOTEBOOKS)}")
-    name, notebooks = STUDY_NOTEBOOKS[study], in_repository("notebooks")
-    output = runs / "notebooks" / f"{name}_{study}.ipynb"
+    """Run a study's notebook."""
+    check_name("study", study, STUDY_NOTEBOOKS)
+    name, folder = STUDY_NOTEBOOKS[study], runs / "notebooks" / study
     if name.startswith("08"):
         parameters["study"] = study
-    print(f"{name}: {parameters}. Executed notebook: {output}", flush=True)
-    try:
-        papermill.execute_notebook(notebooks / f"{name}.ipynb", output, parameters, cwd=notebooks, progress_bar=False)
-    except papermill.PapermillExecutionError as error:
-        raise SamsgError(f"{error.ename}: {error.evalue}\n  Notebook with traceback: {output}") from error
+    print(f"{name}: {parameters}. Executed notebook: {folder}", flush=True)
+    command = [sys.executable, str(in_repository("tools") / "run_chain.py"), str(folder), json.dumps(parameters), name]
+    _run_notebooks(command, runs / f"{study}.log", [folder / f"{name}.ipynb"])
+
+
+def _run_notebooks(command: list[str], log_path: Path, notebooks: list[Path]) -> None:
+    """Run a command, which runs the notebooks, with its output in a file; print what the notebooks report instead."""
+    failures, is_running = [], True
+    with log_path.open("w") as log, NamedTemporaryFile("r", dir=log_path.parent, prefix=".progress") as events:
+        process = subprocess.Popen(command, env=os.environ | {"SAMSG_PROGRESS": events.name}, stdout=log, stderr=log)
+        try:
+            while is_running:
+                is_running = process.poll() is None  # asked before the events are read: none is missed
+                for event in events:
+                    if " failed: " in event:
+                        failures.append(event.strip())
+                    elif (is_done := " done in " in event) or sys.stdout.isatty():  # a terminal overwrites other lines
+                        print(f"{progress_line(event, notebooks):70}", end="\n" if is_done else "\r", flush=True)
+                time.sleep(0.3)
+        except KeyboardInterrupt:  # the terminal sends it to all; the running notebook takes some seconds to end
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            process.wait()
+            print("\nsamsg: interrupted. The same command continues from the last epoch.", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if process.returncode:
+        messages = failures or [f"{log_path}:\n{log_path.read_text(errors='replace')[-1000:]}"]
+        raise SamsgError("\n".join(["Not everything could be reproduced.", *messages]))
+
+
+def progress_line(event: str, notebooks: list[Path]) -> str:
+    """'[3/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left': executed notebooks, of all of this call."""
+    corpus, stage, state = event.split(maxsplit=2)
+    n_done = sum(path.is_file() for path in notebooks)
+    return f"[{n_done}/{len(notebooks)}] {corpus}  {TITLES.get(stage, stage)}  {state.strip()}"
 
 
 @app.command(rich_help_panel="Use the results")
@@ -271,9 +250,8 @@ def export(
     if folder.exists() and not (force and (folder / "config.json").is_file()):
         raise SamsgError(f"{folder} already exists; name a new folder. --force replaces an exported model only.")
     classifier, partial = samsg.open_classifier(run), folder.with_name(f"{folder.name}.partial")
-    with explain_failed_writes(folder):
-        classifier.save_pretrained(partial)
-        complete_folder(partial)
+    classifier.save_pretrained(partial)
+    complete_folder(partial)
     print(f"{folder}: try 'samsg predict clip.wav --model {folder}'. {classifier.about['worth']}")
 
 
@@ -296,6 +274,7 @@ def main() -> None:
     """Run the command; an error of the library or of a disk is a sentence, not a traceback."""
     try:
         app()
-    except (SamsgError, OSError) as error:
-        print(f"samsg: {error}", file=sys.stderr)
-        sys.exit(1)
+    except SamsgError as error:
+        sys.exit(f"samsg: {error}")
+    except OSError as error:  # a full or read-only disk
+        sys.exit(f"samsg: {error}. What was complete before is kept; make room, or set SAMSG_HOME to another disk.")

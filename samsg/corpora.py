@@ -19,7 +19,7 @@ import pandas as pd
 import soundfile
 
 from samsg.audio import read_sound, why_unusable
-from samsg.settings import SamsgError, home, nearest
+from samsg.settings import SamsgError, check_name, home
 
 COLUMNS = ["clip", "path", "corpus", "speaker", "sentence", "emotion"]
 PARTS = ("train", "validation", "test")
@@ -127,9 +127,7 @@ def _folder(corpus: str, root: str | Path | None) -> Path:
 
 
 def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
-    if corpus not in GRAMMARS:
-        advice = "Your own is a CSV file; 'samsg data new FOLDER' makes one."
-        raise SamsgError(f"There is no corpus '{corpus}'; {nearest(corpus, GRAMMARS)} {advice}")
+    check_name("corpus", corpus, GRAMMARS, " Your own is a CSV file; 'samsg data new FOLDER' makes one.")
     grammar, table = GRAMMARS[corpus], parse_folder(root, corpus)
     if absent_emotions := sorted(set(grammar.emotions.values()) - set(table["emotion"])):
         problem = f"{root} has {len(table)} sound files, and no {', '.join(absent_emotions)} of {grammar.title}"

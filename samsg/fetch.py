@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samsg.audio import LFS_POINTER
 from samsg.corpora import GRAMMARS, parse_folder
-from samsg.settings import SamsgError, nearest
+from samsg.settings import SamsgError, check_name
 from samsg.storage import locked
 
 # Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings.
@@ -28,8 +28,7 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     ``source`` is a copy: a folder or an archive (zip, tar), of which only files with the corpus's own names are taken.
     SamsgError if a person or a network is needed, or if source or folder hold something else.
     """
-    if corpus not in GRAMMARS:
-        raise SamsgError(f"There is no corpus '{corpus}' to fetch; {nearest(corpus, GRAMMARS)}")
+    check_name("corpus", corpus, GRAMMARS)
     folder = Path(folder).expanduser().resolve()
     if folder.is_dir() and any(folder.iterdir()):
         raise SamsgError(f"{folder} already holds files. 'samsg data check {corpus}' tells which; or move them away.")

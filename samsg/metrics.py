@@ -83,11 +83,6 @@ def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
     return "clip" if protocol == "random" else protocol
 
 
-def macro_f1(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> float:
-    """Mean F1 over all classes of the corpus (Eq. 8-10), 0 to 1; a class neither true nor predicted counts as 0."""
-    return float(metrics.f1_score(truth, predicted, labels=classes, average="macro", zero_division=0))
-
-
 def confusion_matrix(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
     """Counts of clips: true classes as rows, predicted ones as columns, (C, C)."""
     counts = metrics.confusion_matrix(truth, predicted, labels=classes)
@@ -119,14 +114,17 @@ def cluster_interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.nd
     return float(min(low, value)), float(max(high, value))  # both quantiles of skewed draws may lie on one side
 
 
-def _accuracy_of(counts: np.ndarray) -> np.ndarray:
-    """Mean accuracy over seeds of confusion matrices: (..., seeds, C, C) -> (...)."""
+def accuracy(counts: np.ndarray) -> np.ndarray:
+    """Accuracy from confusion matrices, mean over seeds: (..., seeds, C, C) -> (...)."""
     with np.errstate(invalid="ignore"):  # a draw may leave a seed without clips; the other seeds still count
         return np.nanmean(np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1)), axis=-1)
 
 
-def _macro_f1_of(counts: np.ndarray) -> np.ndarray:
-    """Mean macro F1 over seeds of confusion matrices: (..., seeds, C, C) -> (...)."""
+def macro_f1(counts: np.ndarray) -> np.ndarray:
+    """Mean F1 over all classes (Eq. 8-10) from confusion matrices, mean over seeds: (..., seeds, C, C) -> (...).
+
+    F1 = 2 TP / (2 TP + FP + FN); that of a class neither true nor predicted counts as 0.
+    """
     hits, occurrences = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2)  # 2 TP + FP + FN
     f1 = np.where(occurrences > 0, 2 * hits / np.maximum(occurrences, 1), 0).mean(-1)
     return np.nanmean(np.where(counts.sum((-2, -1)) > 0, f1, np.nan), axis=-1)
@@ -138,28 +136,30 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
     Seeds whose test clips do not overlap are folds: their clips are counted together, as one test. ``classes`` are all
     classes of the corpus; ``unit`` is the column that is resampled, ``unit_of(protocol)``.
     """
-    has_repeats = predictions["clip"].duplicated().any()
-    runs = pd.factorize(predictions["seed"])[0] if has_repeats else np.zeros(len(predictions), int)
-    true_codes, predicted_codes = (pd.Index(classes).get_indexer(predictions[key]) for key in ("emotion", "predicted"))
-    seed_scores = pd.DataFrame(
-        ((run["emotion"] == run["predicted"]).mean(), macro_f1(run["emotion"], run["predicted"], classes))
-        for _, run in predictions.groupby("seed")
-    )
+    codes = tuple(pd.Index(classes).get_indexer(predictions[key]) for key in ("emotion", "predicted"))
+    seeds, has_repeats = pd.factorize(predictions["seed"])[0], predictions["clip"].duplicated().any()
+    runs, statistics = seeds * has_repeats, (accuracy, macro_f1)
+
+    def confusion_counts(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        counts = np.zeros((rows.max() + 1, columns.max() + 1, len(classes), len(classes)))
+        np.add.at(counts, (rows, columns, *codes), 1)
+        return counts
+
     intervals: dict[str, list[Interval]] = {}
     for column in dict.fromkeys(("clip", unit)):
-        units = _unit_codes(predictions, column)
-        counts = np.zeros((units.max() + 1, runs.max() + 1, len(classes), len(classes)))
-        np.add.at(counts, (units, runs, true_codes, predicted_codes), 1)
-        intervals[column] = [cluster_interval(counts, statistic) for statistic in (_accuracy_of, _macro_f1_of)]
+        counts = confusion_counts(_unit_codes(predictions, column), runs)  # (G, seeds, C, C)
+        intervals[column] = [cluster_interval(counts, statistic) for statistic in statistics]
     if not has_repeats:
-        intervals["clip"][0] = wilson_interval((true_codes == predicted_codes).sum(), len(true_codes))
+        intervals["clip"][0] = wilson_interval((codes[0] == codes[1]).sum(), len(predictions))
     ends = np.clip(list(intervals.values()), 0, 1)  # (1 or 2 units, metrics, low and high)
-    # Summed over units, the counts of either kind of unit are the same.
-    values = [float(statistic(counts.sum(0)[None])[0]) for statistic in (_accuracy_of, _macro_f1_of)]
     low, high = ends[..., 0].min(0), ends[..., 1].max(0)  # nan where there are too few units
-    accuracy, f1 = map(Estimate, values, low, high, seed_scores.std())
+    seed_counts = confusion_counts(seeds, 0 * seeds)  # (seeds, 1, C, C)
+    deviations = [pd.Series(statistic(seed_counts)).std() for statistic in statistics]
+    # Summed over units, the counts of either kind of unit are the same.
+    values = [float(statistic(counts.sum(0))) for statistic in statistics]
+    accuracy_estimate, f1_estimate = map(Estimate, values, low, high, deviations)
     support = predictions.drop_duplicates("clip")["emotion"].value_counts().reindex(list(classes), fill_value=0)
-    return Summary(int(support.sum()), len(seed_scores), accuracy, f1, support.to_dict(), unit)
+    return Summary(int(support.sum()), len(seed_counts), accuracy_estimate, f1_estimate, support.to_dict(), unit)
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, unit: str = "clip") -> Difference:

@@ -19,7 +19,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from samsg.model import SpectrogramDeiT
-from samsg.settings import SamsgError, nearest
+from samsg.settings import SamsgError, check_name
 
 Reading = Literal["output_to_input", "as_printed", "discard", "last_layer", "gradient"]
 READINGS: tuple[Reading, ...] = ("output_to_input", "as_printed", "discard")  # without the two for comparison
@@ -53,9 +53,9 @@ def rollout_row(
     Raises:
         SamsgError: unknown reading or token, or the model has no such token or other attention than timm's.
     """
-    for name, value, choices in (("reading", reading, get_args(Reading)), ("row", token, get_args(Token))):
-        if isinstance(value, str) and value not in choices:
-            raise SamsgError(f"There is no {name} '{value}' of the rollout; {nearest(value, choices)}")
+    check_name("reading of the rollout", reading, get_args(Reading))
+    if isinstance(token, str):
+        check_name("row of the rollout", token, get_args(Token))
     if token == "mean" and getattr(getattr(model, "vit", model), "dist_token", None) is None:
         raise SamsgError("The mean of the CLS and distillation rows needs a model with a distillation token.")
     inputs = _attention_inputs(model, spectrogram)
@@ -84,12 +84,10 @@ def attention_rollout(
     spectrogram: Tensor,
     alpha: float = 0.9,
     reading: Reading = "output_to_input",
-    token: Token | Tensor = "cls",
-    discard_ratio: float = 0.9,
-    target: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
-    """``rollout_row`` of the patches on their grid, divided by its maximum: (B, 1, 128, 1001) -> (B, 12, 99)."""
-    row = rollout_row(model, spectrogram, alpha, reading, token, discard_ratio, target)
+    """``rollout_row``, options included, of the patches on their grid, divided by its maximum: -> (B, 12, 99)."""
+    row = rollout_row(model, spectrogram, alpha, reading, **options)
     heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
 

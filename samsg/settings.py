@@ -50,11 +50,14 @@ class SamsgError(Exception):
     """Every error that this library reports: what was asked, what was found, what to do."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A sentence that lists the choices and, if one is close to ``name``, suggests it."""
-    names = {choice.casefold(): choice for choice in choices}
-    matches = difflib.get_close_matches(name.casefold(), names, n=1)
-    return f"known: {', '.join(sorted(names.values()))}.{f' Did you mean {names[matches[0]]!r}?' if matches else ''}"
+def check_name(kind: str, name: str, choices: Iterable[str], advice: str = "") -> None:
+    """SamsgError unless ``name`` is one of the choices: it lists them, and suggests the one that is close."""
+    if name not in (names := {choice.casefold(): choice for choice in choices}).values():
+        matches = difflib.get_close_matches(name.casefold(), names, n=1)
+        suggestion = f" Did you mean {names[matches[0]]!r}?" if matches else ""
+        raise SamsgError(
+            f"There is no {kind} '{name}'; known: {', '.join(sorted(names.values()))}.{suggestion}{advice}"
+        )
 
 
 def in_repository(name: str) -> Path:
@@ -215,7 +218,7 @@ class Profile(Settings):
     samsg: SamsgSettings = SamsgSettings()
     probe: ProbeSettings = ProbeSettings()
     # Set by studies.changed: stages with the same settings are shared with this profile, in its folder.
-    variant_of: Profile | None = Field(None, exclude=True, repr=False)
+    variant_of: Profile | None = Field(None, repr=False)
 
     @model_validator(mode="after")
     def _check_groups(self) -> Profile:
@@ -228,8 +231,7 @@ class Profile(Settings):
 
     def corpus(self, name: str) -> CorpusSettings:
         """The settings of one corpus; SamsgError if the profile does not have it."""
-        if name not in self.corpora:
-            raise SamsgError(f"Profile '{self.name}' has no corpus '{name}'; {nearest(name, self.corpora)}")
+        check_name("corpus", name, self.corpora, f" They are those of profile '{self.name}'.")
         return self.corpora[name]
 
     def title(self, name: str) -> str:
@@ -270,9 +272,9 @@ def _read_yaml(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         path = (children[-1].parent if children else Path()) / Path(name).expanduser()
     else:
         path = in_repository("configs") / f"{name}.yaml"
+        check_name("profile", name, profile_names(), " Or give the path of your own .yaml file.")
     if not path.is_file() or path.resolve() in children:
-        advice = f"{nearest(name, profile_names())} Or give the path of your own .yaml file."
-        raise SamsgError(f"There is no profile '{name}' ({path}), or it extends itself; {advice}")
+        raise SamsgError(f"There is no profile {path}, or it extends itself.")
     try:
         content = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:

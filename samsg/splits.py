@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from samsg.corpora import FEWEST
-from samsg.settings import PROTOCOLS, SamsgError, nearest
+from samsg.settings import PROTOCOLS, SamsgError, check_name
 
 HELD_OUT = 0.15  # of all clips, once for validation and once for test
 MOST_FOLDS = 5
@@ -38,8 +38,7 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     Raises:
         SamsgError: an unknown protocol, a class of fewer than 3 clips, or too few speakers or sentences.
     """
-    if protocol not in PROTOCOLS:
-        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
+    check_name("protocol", protocol, PROTOCOLS)
     emotions, n_clips = manifest["emotion"], len(manifest)
     counts = emotions.value_counts()
     if counts.min() < FEWEST:

@@ -28,7 +28,7 @@ from samsg.masking import choose_patches, speech_patches
 from samsg.metrics import statistics_svm
 from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
-from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, home, load_profile, nearest
+from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, check_name, home, load_profile
 from samsg.splits import split
 from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
@@ -130,8 +130,7 @@ def open_run(
     """One run of a profile; SamsgError if there is no such profile, corpus or protocol, or if the seed is negative."""
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     profile.corpus(corpus)
-    if protocol not in PROTOCOLS:
-        raise SamsgError(f"There is no protocol '{protocol}'; {nearest(protocol, PROTOCOLS)}")
+    check_name("protocol", protocol, PROTOCOLS)
     if seed < 0:
         raise SamsgError(f"A seed is a whole number from 0; found {seed}.")
     return Run(profile, corpus, protocol, seed)
@@ -148,15 +147,10 @@ def find_run(name: str | Path) -> Run | None:
         return None
     profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])
     record_path = runs.joinpath(profile, corpus, protocol, seed, "probe", RECORD)
-    baseline_path = runs.joinpath(profile.rpartition(".")[0], corpus, protocol, seed, "baseline", RECORD)
     if not record_path.is_file():
         return None
     try:
         run_profile = Profile(**json.loads(record_path.read_text())["profile"])
-        has_spectrograms = runs.joinpath(profile, corpus, "spectrograms").is_dir()  # a study's variant shares them
-        if baseline_path.is_file() and not has_spectrograms:
-            base_profile = Profile(**json.loads(baseline_path.read_text())["profile"])
-            run_profile = run_profile.model_copy(update={"variant_of": base_profile})
     except ValidationError as error:
         problem = f"{record_path.parents[1]} was made by another version, with other settings"
         raise SamsgError(f"{problem}. Remove it, and run 'samsg reproduce' again.") from error

@@ -21,34 +21,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from samsg.settings import REPOSITORY, SamsgError
+from samsg.settings import REPOSITORY
 
 PACKAGES = ("torch", "torchaudio", "timm", "lightning-fabric", "numpy", "scikit-learn", "soundfile")
-
-
-@contextmanager
-def explain_failed_writes(path: Path) -> Iterator[None]:
-    """Report a full or read-only disk in one sentence, as SamsgError."""
-    try:
-        yield
-    except OSError as error:
-        if error.strerror is None:  # not of a disk
-            raise
-        advice = "What was complete before is kept; make room, or set SAMSG_HOME to another disk, and run it again."
-        raise SamsgError(f"{path} could not be written: {error.strerror}. {advice}") from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file beside ``path`` and rename it when it is complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with explain_failed_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -67,19 +54,16 @@ def complete_folder(partial: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Make a folder while other processes wait: yields '<folder>.partial', where its content is written first."""
-    with explain_failed_writes(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{folder}: waiting for another process that makes it.", flush=True)
-            report(f"{folder.parent.name:10} {folder.name:12} waits for another process")
-            lock.acquire()
-        try:
-            yield folder.with_name(f"{folder.name}.partial")
-        finally:
-            lock.release()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
+    try:
+        hold = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: waiting for another process that makes it.", flush=True)
+        report(f"{folder.parent.name:10} {folder.name:12} waits for another process")
+        hold = lock.acquire()
+    with hold:
+        yield folder.with_name(f"{folder.name}.partial")
 
 
 def progress(steps: Iterable[Any] | None, text: str, total: int, n_done: int = 0) -> tqdm:

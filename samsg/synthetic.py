@@ -21,7 +21,7 @@ import soundfile
 from scipy import fft, ndimage, signal
 
 from samsg.corpora import GRAMMARS, PARTS_FILE, SYNTHETIC_NOTE
-from samsg.settings import SamsgError, SyntheticSettings, nearest
+from samsg.settings import SamsgError, SyntheticSettings, check_name
 from samsg.storage import complete_folder, locked, progress
 
 try:
@@ -104,8 +104,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
     A folder that already holds it, made with the same settings, is left as it is. A clip depends on its name and on the
     seed alone. SamsgError if the corpus has no names for so many clips, or if the folder holds something else.
     """
-    if name not in BLUEPRINTS:
-        raise SamsgError(f"There is no embedded corpus '{name}'; {nearest(name, BLUEPRINTS)}")
+    check_name("embedded corpus", name, BLUEPRINTS)
     blueprint, folder = BLUEPRINTS[name], Path(folder)
     limits = {"speakers": len(blueprint.speakers), "sentences": blueprint.sentences, "takes": blueprint.takes}
     for setting, limit in limits.items():

@@ -177,7 +177,7 @@ def test_what_cannot_be_fetched_says_why(tmp_path: Path, folder: Path) -> None:
         assert not folder.exists()
     with pytest.raises(SamsgError, match=r"University of Surrey.*samsg data fetch savee --source"):
         fetch("savee", folder)
-    with pytest.raises(SamsgError, match=r"no corpus 'emo-db' to fetch; .*Did you mean 'emodb'"):
+    with pytest.raises(SamsgError, match=r"no corpus 'emo-db'; .*Did you mean 'emodb'"):
         fetch("emo-db", folder)
     with pytest.raises(SamsgError, match="already holds files"):
         fetch("emodb", as_folder(folder, {"thesis.txt": b"mine"}), as_zip(tmp_path / "zip", sounds(EMODB)))

@@ -239,9 +239,9 @@ def test_the_model_is_left_as_it_was(x, training):
 
 
 def test_an_unknown_reading_or_row_is_refused(model, x):
-    with pytest.raises(SamsgError, match=r"no reading 'as_print' of the rollout; .*Did you mean 'as_printed'\?"):
+    with pytest.raises(SamsgError, match=r"no reading of the rollout 'as_print'; .*Did you mean 'as_printed'\?"):
         rollout_row(model, x, reading="as_print")
-    with pytest.raises(SamsgError, match=r"no row 'dist' of the rollout; known: cls, mean"):
+    with pytest.raises(SamsgError, match=r"no row of the rollout 'dist'; known: cls, mean"):
         attention_rollout(model, x, token="dist")
     with pytest.raises(SamsgError, match="needs a model with a distillation token"):
         rollout_row(timm.create_model("vit_tiny_patch16_224", depth=1), torch.rand(1, 3, 224, 224), token="mean")

@@ -8,11 +8,19 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from nbclient.exceptions import DeadKernelError
 
 from samsg.settings import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
 import run_chain
+
+
+def write(path: Path, source: str) -> None:
+    """A notebook with one cell."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
 
 
 def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
@@ -21,11 +29,10 @@ def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
     process = "import os; print(os.getpid(), 'secret' in globals())"
     sources = {"first": f"secret = 1\n{process}", "second": process, "third": "1 / 0", "fourth": "pass"}
     for name, source in sources.items():
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        write(tmp_path / f"{name}.ipynb", source)
     monkeypatch.setattr(run_chain, "NOTEBOOKS", tmp_path)
-    (executed := tmp_path / "executed").mkdir()
+    monkeypatch.setenv("SAMSG_PROGRESS", str(events := tmp_path / "events"))
+    executed = tmp_path / "executed"
     with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
         run_chain.main(executed, {}, list(sources))
     assert sorted(path.name for path in executed.iterdir()) == ["first.ipynb", "second.ipynb", "third.failed.ipynb"]
@@ -33,3 +40,16 @@ def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
     assert first.outputs[0].text.split()[1] == "True" and second.outputs[0].text.split()[1] == "False"
     assert first.outputs[0].text.split()[0] == second.outputs[0].text.split()[0]
     assert second.execution_count == 1
+    failure = (
+        f"third failed: ZeroDivisionError: division by zero Notebook with traceback: {executed}/third.failed.ipynb\n"
+    )
+    assert events.read_text() == failure
+
+
+def test_a_kernel_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "first.ipynb", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(run_chain, "NOTEBOOKS", tmp_path)
+    monkeypatch.setenv("SAMSG_PROGRESS", str(tmp_path / "events"))
+    with pytest.raises(DeadKernelError):
+        run_chain.main(tmp_path, {}, ["first"])
+    assert (tmp_path / "events").read_text().startswith("first failed: Kernel died")

@@ -3,7 +3,8 @@
     python tools/run_chain.py FOLDER '{"profile": "demo", "corpus": "emodb"}' 02_baseline 03_attention_rollout ...
 
 The kernel imports PyTorch once, which takes longer than most notebooks; its names are cleared before each notebook.
-FOLDER gets the executed notebooks. One that fails is left there as <name>.failed.ipynb, with its traceback.
+FOLDER gets the executed notebooks. One that fails is left there as <name>.failed.ipynb, with its traceback; its error
+is reported to 'samsg reproduce', where that started this program.
 """
 
 import json
@@ -13,12 +14,15 @@ from pathlib import Path
 import papermill
 from jupyter_client import AsyncKernelManager
 
+from samsg.storage import report
+
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
     kernel = AsyncKernelManager(kernel_name="python3")
     options = {"cwd": NOTEBOOKS, "progress_bar": False, "km": kernel}
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         if kernel.has_kernel:
             client = kernel.blocking_client()
@@ -28,7 +32,13 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
             client.stop_channels()
             assert reply["content"]["status"] == "ok", reply  # or the next notebook would see this one's names
         partial = folder / f"{name}.failed.ipynb"
-        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", partial, parameters, **options)
+        try:
+            papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", partial, parameters, **options)
+        except Exception as error:  # of a cell, or of a kernel that died, as when the memory is full
+            is_of_cell = isinstance(error, papermill.PapermillExecutionError)
+            message = f"{error.ename}: {error.evalue}" if is_of_cell else str(error)
+            report(f"{name} failed: {' '.join(message.split())} Notebook with traceback: {partial}")
+            raise
         partial.rename(folder / f"{name}.ipynb")
 
 
