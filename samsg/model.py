@@ -22,11 +22,7 @@ from samsg.settings import AudioSettings, ModelSettings, SamsgError, home
 # Mean and standard deviation of ImageNet's pictures in grey: the means of timm's IMAGENET_DEFAULT_MEAN and _STD.
 IMAGENET_GREY = (0.449, 0.226)
 EMBEDDED = Path(__file__).with_name("embedded.safetensors")
-
-
-def dinov2_file() -> Path:
-    """Where ``samsg weights`` puts the ViT-S that it converts: data/weights/dinov2_small.safetensors."""
-    return home() / "data" / "weights" / "dinov2_small.safetensors"
+DINOV2 = Path("data/weights/dinov2_small.safetensors")  # in home(), where ``samsg weights`` puts it
 
 
 def patch_grid(n_mels: int, n_frames: int, patch: int = 16, stride: int = 10) -> tuple[int, int]:
@@ -129,7 +125,7 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], inpu
     name, overlay = f"deit_{size}_distilled_patch16_224", None
     try:
         if weights not in ("random", "imagenet"):
-            path = {"embedded": EMBEDDED, "dinov2": dinov2_file()}.get(weights, Path(weights).expanduser())
+            path = {"embedded": EMBEDDED, "dinov2": home() / DINOV2}.get(weights, Path(weights).expanduser())
             if not path.is_file():
                 raise FileNotFoundError(f"there is no file {path}")
             # A .pth file is a pickle, which may run code: only tensors are read from it. timm drops the heads.

@@ -61,7 +61,7 @@ def check_name(kind: str, name: str, choices: Iterable[str], advice: str = "") -
 
 
 def in_repository(name: str) -> Path:
-    """A file or folder that only a checkout of the repository has: configs, notebooks, the Snakefile."""
+    """A file or folder that only a checkout of the repository has: configs, notebooks, tools, the Snakefile."""
     if not (REPOSITORY / name).exists():
         raise SamsgError(f"This needs '{name}' of the repository, but samsg is installed without it; use a checkout.")
     return REPOSITORY / name

