@@ -7,7 +7,6 @@ from .classifier import open_classifier as open_classifier
 from .corpora import emotions_of as emotions_of
 from .corpora import read_corpus as read_corpus
 from .faithfulness import partly_black as partly_black
-from .masking import assemble as assemble
 from .masking import important_patches as important_patches
 from .masking import mask_spectrogram as mask_spectrogram
 from .masking import masked_cells as masked_cells

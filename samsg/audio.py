@@ -42,8 +42,6 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
     path = Path(path)
     if not path.is_file():
         raise SamsgError(f"{path} is {'not a regular file' if path.exists() else 'missing'}.")
-    if path.suffix.lower() == ".raw":
-        raise SamsgError(f"{path} holds raw samples, which state no sample rate; convert it to WAV.")
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -55,7 +53,7 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
             if longest * rate < frames < 2**62:  # a stream of unknown length states more
                 raise SamsgError(f"{path} lasts {frames / rate:.0f} s; at most {longest:g} s are read. Cut it.")
             samples = sound.read(math.ceil(longest * rate), "float32", always_2d=True).mean(axis=1)  # (S,)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: raw samples state no sample rate
         reason = getattr(error, "error_string", error)
         raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
     sizes = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)

@@ -274,7 +274,7 @@ def main() -> None:
     """Run the command; an error of the library or of a disk is a sentence, not a traceback."""
     try:
         app()
-    except SamsgError as error:
-        sys.exit(f"samsg: {error}")
-    except OSError as error:  # a full or read-only disk
-        sys.exit(f"samsg: {error}. What was complete before is kept; make room, or set SAMSG_HOME to another disk.")
+    except (SamsgError, OSError) as error:
+        advice = ". What was complete before is kept; make room, or set SAMSG_HOME to another disk."
+        print(f"samsg: {error}{advice if isinstance(error, OSError) else ''}", file=sys.stderr)
+        sys.exit(1)

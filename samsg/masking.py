@@ -111,15 +111,3 @@ def reconstruction_error(
     error = (reconstruction.float() - patchify(spectrogram, patch, stride)).square().mean(2)  # (B, N)
     weight = mask.flatten(1).to(error.dtype)  # (B, N)
     return (error * weight).sum(), weight.sum()
-
-
-def assemble(
-    patches: Tensor, size: tuple[int, int], patch: int = 16, stride: int = 10, mask: Tensor | None = None
-) -> Tensor:
-    """Patches as spectrograms, the mean where they overlap, 0 beyond them: (B, 1188, 256) -> (B, 1, 128, 1001).
-
-    With ``mask``, bool (B, 12, 99), only masked patches count: the reconstruction loss trains no others.
-    """
-    weight = torch.ones_like(patches) if mask is None else mask.flatten(1)[:, :, None].expand_as(patches).float()
-    total = F.fold((patches * weight).transpose(1, 2), size, patch, stride=stride)
-    return total / F.fold(weight.transpose(1, 2), size, patch, stride=stride).clamp(min=1)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,6 @@ TEXT = ("clip", "path", "corpus", "speaker", "sentence", "emotion", "part", "pre
 CreateModel = Callable[["Run"], SpectrogramDeiT]  # a run -> the model that a stage trains
 
 
-def stages_until(name: str) -> list[str]:
-    """The names of the stages up to this one, in their order."""
-    return list(STAGES)[: list(STAGES).index(name) + 1]
-
-
 @dataclass(frozen=True)
 class Run:
     """One corpus, protocol and seed under one profile."""
@@ -54,17 +50,17 @@ class Run:
 
     def stage_folder(self, name: str) -> Path:
         """The folder of one stage; a variant shares that of its profile where their settings are equal."""
-        if self.profile.variant_of is not None:
-            base_run = replace(self, profile=self.profile.variant_of)
-            if base_run.settings(name) == self.settings(name):
-                return base_run.stage_folder(name)
+        base_run = replace(self, profile=self.profile.variant_of or self.profile)
+        if base_run != self and base_run.settings(name) == self.settings(name):
+            return base_run.stage_folder(name)
         folder = home() / "runs" / self.profile.name / self.corpus
         return folder / name if name == "spectrograms" else folder / self.protocol / f"seed{self.seed}" / name
 
     def settings(self, name: str) -> dict[str, Any]:
         """The groups of settings that decide a stage's result: its own and those of earlier stages."""
-        groups = [group for stage in stages_until(name) for group in STAGES[stage].groups]
-        return {group: getattr(self.profile, group).model_dump(mode="json") for group in groups}
+        stages = list(STAGES.values())[: list(STAGES).index(name) + 1]
+        groups = [group for stage in stages for group in stage.groups]
+        return self.profile.model_dump(mode="json", include=set(groups))
 
     def identity(self, name: str, fingerprint: str = "") -> dict[str, Any]:
         """What a stage's folder records: settings, fingerprint of the (prepared) corpus, split and seed."""
@@ -95,8 +91,8 @@ class Run:
     def require(self, name: str) -> Path:
         """The folder of a stage that must be finished."""
         if not self.is_finished(name):
-            notebook, run_name = STAGES[name].notebook, f"{self.corpus} ({self.protocol}, seed {self.seed})"
-            raise SamsgError(f"Stage '{name}' of {run_name} is not finished; notebook {notebook}.ipynb makes it.")
+            run_name = f"{self.corpus} ({self.protocol}, seed {self.seed})"
+            raise SamsgError(f"Stage '{name}' of {run_name} is not finished; {STAGES[name].notebook}.ipynb makes it.")
         return self.stage_folder(name)
 
     def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
@@ -152,18 +148,17 @@ def find_run(name: str | Path) -> Run | None:
     try:
         run_profile = Profile(**json.loads(record_path.read_text())["profile"])
     except ValidationError as error:
-        problem = f"{record_path.parents[1]} was made by another version, with other settings"
-        raise SamsgError(f"{problem}. Remove it, and run 'samsg reproduce' again.") from error
+        problem = f"{record_path.parents[1]} was made by another version, with other settings; remove it"
+        raise SamsgError(f"{problem}, and run 'samsg reproduce' again.") from error
     return open_run(run_profile, corpus, protocol, int(seed.removeprefix("seed")))
 
 
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:
     """Corpus -> the profile's seeds whose last stage is finished, of all corpora or those named; SamsgError if none."""
-    seeds_by_corpus = {}
-    for corpus in names or profile.corpora:
-        seeds = [seed for seed in profile.seeds if open_run(profile, corpus, protocol, seed).is_finished("probe")]
-        if seeds:
-            seeds_by_corpus[corpus] = seeds
+    seeds_by_corpus: dict[str, list[int]] = {}
+    for corpus, seed in product(names or profile.corpora, profile.seeds):
+        if open_run(profile, corpus, protocol, seed).is_finished("probe"):
+            seeds_by_corpus.setdefault(corpus, []).append(seed)
     if not seeds_by_corpus:
         advice = f"'samsg reproduce --profile {profile.name}' runs them all"
         raise SamsgError(f"No corpus of profile '{profile.name}' is finished under protocol '{protocol}'; {advice}.")
@@ -295,34 +290,21 @@ def compute_rollout(run: Run) -> Path:
 
 
 def compute_masks(run: Run) -> Path:
-    """Masks from rollouts. Leaves masks.npy, bool (N, V, 12, 99), and shares.csv: of each view, the masked share of all
-    patches and of the patches with speech."""
+    """Masks from rollouts. Leaves masks.npy, bool (N, V, 12, 99), False where there is no rollout."""
 
     def work(folder: Path) -> None:
         heat, examples = np.load(run.require("rollout") / HEAT), read_examples(run)
         patch, stride = run.profile.model.patch, run.profile.model.stride
-        masks, generator, shares = np.zeros(heat.shape, bool), torch.Generator().manual_seed(run.seed), []
+        masks, generator = np.zeros(heat.shape, bool), torch.Generator().manual_seed(run.seed)
         clips, views = np.nonzero(~np.isnan(heat[:, :, 0, 0]))  # those with a rollout
         for start in range(0, len(clips), 256):
             indices = clips[start : start + 256], views[start : start + 256]
             speech = speech_patches(examples.batch(*indices).spectrograms, patch, stride)  # (B, 12, 99)
-            mask = choose_patches(torch.from_numpy(heat[indices]), run.profile.mask, generator, patch, stride, speech)
-            masks[indices] = mask.numpy()
-            speech_shares = (mask & speech).sum((1, 2)) / speech.sum((1, 2)).clamp(min=1)
-            shares.append(torch.stack([mask.float().mean((1, 2)), speech_shares], 1))  # (B, 2)
+            maps = torch.from_numpy(heat[indices])  # (B, 12, 99)
+            masks[indices] = choose_patches(maps, run.profile.mask, generator, patch, stride, speech).numpy()
         np.save(folder / MASKS, masks)
-        table = read_clips(run).iloc[clips][["clip", "part", "emotion"]].reset_index(drop=True)
-        table["view"] = np.array(run.profile.views.names)[views]
-        table[["share", "share_of_speech"]] = torch.cat(shares).numpy()
-        table.to_csv(folder / "shares.csv", index=False)
 
     return run.make("masks", work)
-
-
-def samsg_objective(profile: Profile) -> Objective:
-    """Stage ii's two losses and its masked input."""
-    weights = profile.samsg.classification_weight, profile.samsg.reconstruction_weight
-    return Objective(*weights, masked=True, fill=profile.mask.fill)
 
 
 def new_samsg(run: Run) -> SpectrogramDeiT:
@@ -332,7 +314,9 @@ def new_samsg(run: Run) -> SpectrogramDeiT:
 
 def train_samsg(run: Run) -> Path:
     """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms."""
-    return _train(run, "samsg", new_samsg, samsg_objective(run.profile), run.profile.samsg)
+    settings, fill = run.profile.samsg, run.profile.mask.fill
+    objective = Objective(settings.classification_weight, settings.reconstruction_weight, masked=True, fill=fill)
+    return _train(run, "samsg", new_samsg, objective, settings)
 
 
 def new_probe(run: Run) -> SpectrogramDeiT:
@@ -373,8 +357,10 @@ WORK = dict(zip(STAGES, FUNCTIONS, strict=True))
 
 def run_stages(run: Run, last: str = "probe") -> Path:
     """Every stage in its order, up to the last one wanted; finished ones are not run again. The last one's folder."""
-    for name in stages_until(last):
-        folder = WORK[name](run)
+    for name, work in WORK.items():
+        folder = work(run)
+        if name == last:
+            break
     return folder
 
 

@@ -124,16 +124,13 @@ def choose_attention(model: SpectrogramDeiT, device: torch.device) -> None:
 
 def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.optim.Adam:
     """Adam for the parameters that require gradients; the two heads may have a learning rate of their own."""
-    heads: list[nn.Parameter] = []
-    encoder: list[nn.Parameter] = []
+    encoder: dict[str, Any] = {"params": [], "peak_lr": settings.lr}
+    heads: dict[str, Any] = {"params": [], "peak_lr": settings.head_lr or settings.lr}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (heads if name.startswith(("emotion_head", "reconstruction_head")) else encoder).append(parameter)
-    head_lr = settings.head_lr or settings.lr
-    groups = [{"params": encoder, "peak_lr": settings.lr}, {"params": heads, "peak_lr": head_lr}]
-    return torch.optim.Adam(
-        groups, settings.lr, weight_decay=settings.weight_decay, decoupled_weight_decay=True, fused=True
-    )
+            (heads if name.startswith(("emotion_head", "reconstruction_head")) else encoder)["params"].append(parameter)
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay, "decoupled_weight_decay": True, "fused": True}
+    return torch.optim.Adam([encoder, heads], settings.lr, **options)
 
 
 def schedule(step: int, steps: int, settings: TrainingSettings) -> float:
@@ -159,8 +156,7 @@ def train_epoch(
     settings: TrainingSettings,
     key: tuple[int, ...],
 ) -> dict[str, float]:
-    """One epoch, whose number, from 0, ends ``key``: train_loss, train_accuracy and, in stage ii, train_reconstruction
-    of the batches as they were trained on."""
+    """One epoch, whose number, from 0, ends ``key``; the measures are of the batches as they were trained on."""
     model.train()
     steps = -(-len(examples.parts["train"]) // settings.batch)
     totals = np.zeros(5)  # clips, and the four sums of Losses
@@ -172,12 +168,8 @@ def train_epoch(
         loss = objective.classification * losses.cross_entropy / len(clips)
         loss = loss + objective.reconstruction * losses.squared_error / losses.n_masked.clamp(min=1)
         if not math.isfinite(loss.item()):
-            position = (
-                f"step {step + 1}/{steps} of epoch {key[-1] + 1}, on the clips {', '.join(examples.names[clips])}"
-            )
-            raise SamsgError(
-                f"The loss is {loss.item()} at {position}. Lower training.lr, or prepare these clips again."
-            )
+            place = f"step {step + 1}/{steps} of epoch {key[-1] + 1}, on the clips {', '.join(examples.names[clips])}"
+            raise SamsgError(f"The loss is {loss.item()} at {place}. Lower training.lr, or prepare these clips again.")
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -266,10 +258,9 @@ def _resume(checkpoint: Path, fabric: Fabric, model: nn.Module, optimizer: Any) 
         state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise SamsgError(f"{checkpoint} is damaged, or holds more than tensors; remove {checkpoint.parent}.") from error
-    checkpoint_precision, precision = state["precision"], fabric._precision.precision
-    if checkpoint_precision != precision:
-        problem = f"{checkpoint} was trained in {checkpoint_precision}, and this machine would continue in {precision}"
-        raise SamsgError(f"{problem}. Set training.precision to {checkpoint_precision}, or remove {checkpoint.parent}.")
+    if (precision := state["precision"]) != fabric._precision.precision:
+        problem = f"{checkpoint} is in {precision}, and this machine would continue in {fabric._precision.precision}"
+        raise SamsgError(f"{problem}. Set training.precision to {precision}, or remove {checkpoint.parent}.")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])

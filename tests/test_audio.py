@@ -206,7 +206,7 @@ def test_an_unreadable_file_is_refused_with_the_reason(tmp_path: Path, name: str
 
 def test_raw_samples_and_pipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "sound.raw").write_bytes(bytes(3200))  # states no sample rate
-    with pytest.raises(SamsgError, match=r"sound\.raw holds raw samples"):
+    with pytest.raises(SamsgError, match=r"sound\.raw cannot be read"):
         read_sound(tmp_path / "sound.raw")
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(SamsgError, match=r"pipe\.wav is not a regular file"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samsg import masking
-from samsg.masking import assemble, choose_patches, covered, fill_area, important_patches, masked_cells
+from samsg.masking import choose_patches, covered, fill_area, important_patches, masked_cells
 from samsg.model import patchify
 from samsg.settings import MaskSettings
 
@@ -92,22 +92,6 @@ def test_an_empty_mask_has_loss_0_and_gradients_of_0():
     assert loss == 0 and torch.equal(guess.grad, torch.zeros_like(guess))
 
 
-# Patches and back
-
-
-@pytest.mark.parametrize("size", [(128, 1001), (30, 47)])
-def test_patches_that_are_laid_out_again_are_the_spectrogram(size):
-    x = spectrogram(2, size)
-    laid = assemble(patchify(x), size)
-    rows, columns = (size[0] - 16) // 10 * 10 + 16, (size[1] - 16) // 10 * 10 + 16
-    # A cell lies in 1, 2 or 4 patches: the mean of equal float32 numbers is exact.
-    assert torch.equal(laid[..., :rows, :columns], x[..., :rows, :columns])
-    assert laid[..., rows:, :].count_nonzero() == 0
-    assert laid[..., columns:].count_nonzero() == 0
-    patches = torch.tensor([1.0, 3.0])[None, :, None].expand(1, 2, 256)  # where they overlap, the mean
-    assert assemble(patches, (16, 26))[0, 0, 0].tolist() == [1.0] * 10 + [2.0] * 6 + [3.0] * 10
-
-
 def test_each_clips_rollout_is_stretched_over_its_own_range_in_both_directions() -> None:
     heat = torch.tensor([[[0.8, 0.84], [0.92, 1.0]], [[1.0, 0.4], [0.2, 0.0]], [[0.6, 0.81], [1.0, 0.79]]])
     stretched = important_patches(heat, scale="minmax")
@@ -159,12 +143,11 @@ def test_an_area_is_filled_in_order_as_long_as_no_more_is_covered(patch, stride)
         assert covered(important, patch, stride)[clip] == area and covered(found, patch, stride)[clip] == cells
 
 
-def test_error_and_layout_take_patches_of_another_size() -> None:
+def test_the_error_takes_patches_of_another_size() -> None:
     x = spectrogram(2, (7, 10))
     mask = torch.tensor([[[True, False, False], [False, False, True]], [[False] * 3] * 2])
     total, count = masking.reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
     assert total == pytest.approx(2 * 4, rel=1e-5) and count == 2
-    assert torch.equal(assemble(patchify(x, 4, 3), (7, 10), 4, 3), x)
 
 
 # Padding

@@ -219,5 +219,5 @@ def test_training_continues_in_its_precision_or_is_refused(tmp_path: Path) -> No
     settings = TrainingSettings(epochs=1, **CPU)
     fit(make_model(), make_examples(), Objective(), settings, tmp_path, (0,))
     other = settings.model_copy(update={"epochs": 2, "precision": "bf16-mixed"})
-    with pytest.raises(SamsgError, match=r"was trained in 32-true, and this machine would continue in bf16-mixed"):
+    with pytest.raises(SamsgError, match=r"is in 32-true, and this machine would continue in bf16-mixed"):
         fit(make_model(), make_examples(), Objective(), other, tmp_path, (0,))
