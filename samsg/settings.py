@@ -188,7 +188,6 @@ class SyntheticSettings(Settings):
     takes: Count = 1  # of each sentence, by each speaker, in each emotion
     seed: int = 0
     strength: Positive | None = None  # of the acting; None: 1, about as in real corpora
-    shortcut: Share | None = None  # EmoDB only: share of training and validation clips that say the emotion's sentence
 
 
 class CorpusSettings(Settings):

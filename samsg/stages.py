@@ -183,11 +183,11 @@ def read_manifest(run: Run) -> pd.DataFrame:
         from samsg.synthetic import write_corpus  # praat-parselmouth is an extra
 
         write_corpus(reader, root, synthetic)
-    elif (root / corpora.SYNTHETIC_NOTE).is_file():
+    elif (root / corpora.SYNTHETIC_NOTE).is_file() and "synthetic speech" not in run.profile.note(run.corpus):
         problem = f"{root} holds synthetic speech, but profile '{run.profile.name}' has no 'synthetic' entry for it"
-        raise SamsgError(f"{problem}. Add one, as configs/demo.yaml does, or name another root.")
+        raise SamsgError(f"{problem}. Add one, as in configs/demo.yaml, or a note that says so, or name another root.")
     manifest = corpora.read_corpus(reader, root)
-    if synthetic is not None and synthetic.shortcut is not None:
+    if (root / corpora.SYNTHETIC_NOTE).is_file() and (root / corpora.PARTS_FILE).is_file():
         manifest = manifest.merge(read_table(root / corpora.PARTS_FILE), on="path", validate="one_to_one")
     return manifest
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import pandas as pd
 import soundfile
 from scipy import fft, ndimage, signal
 
-from samsg.corpora import GRAMMARS, PARTS_FILE, SYNTHETIC_NOTE
+from samsg.corpora import GRAMMARS, SYNTHETIC_NOTE
 from samsg.settings import SamsgError, SyntheticSettings, check_name
 from samsg.storage import complete_folder, locked, progress
 
@@ -95,27 +95,30 @@ class Clip(NamedTuple):
     text: str
     emotion: str
     strength: float = 1.0
-    part: str = ""  # where the corpus has its own split
 
 
 def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
-    """Speak a synthetic corpus into a folder, with the real corpus's file names and layout.
+    """Speak a synthetic corpus into a folder, with the real corpus's file names and layout, as ``speak_clips`` does.
 
-    A folder that already holds it, made with the same settings, is left as it is. A clip depends on its name and on the
-    seed alone. SamsgError if the corpus has no names for so many clips, or if the folder holds something else.
+    SamsgError if the corpus has no names for so many clips, or if the folder holds something else.
     """
     check_name("embedded corpus", name, BLUEPRINTS)
-    blueprint, folder = BLUEPRINTS[name], Path(folder)
+    blueprint = BLUEPRINTS[name]
     limits = {"speakers": len(blueprint.speakers), "sentences": blueprint.sentences, "takes": blueprint.takes}
     for setting, limit in limits.items():
         if getattr(settings, setting) > limit:
-            raise SamsgError(
-                f"The embedded {name} has names for {limit} {setting}, not for {getattr(settings, setting)}."
-            )
-    if settings.shortcut is not None and name != "emodb":
-        raise SamsgError(f"The embedded {name} has no names for a shortcut; only EmoDB has them.")
+            raise SamsgError(f"The embedded {name} has names for {limit} {setting} and no more; lower that setting.")
     # A setting that is not set is not in the note, so that folders from before that setting existed stay valid.
-    note = json.dumps({"corpus": name, "recipe": RECIPE, **settings.model_dump(exclude_none=True)}, sort_keys=True)
+    speak_clips(name, list(_plan_clips(name, settings)), folder, settings.model_dump(exclude_none=True))
+
+
+def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mapping[str, Any]) -> None:
+    """Speak clips in the voices of a corpus into a folder: all clips and a note, or nothing.
+
+    The note holds the settings that the clips were planned with. A folder with the same note is left as it is;
+    SamsgError if it holds something else. A clip depends on its fields and on ``settings["seed"]`` alone.
+    """
+    note = json.dumps({"corpus": name, "recipe": RECIPE, **settings}, sort_keys=True)
     with locked(folder) as partial:
         if folder.exists() and any(folder.iterdir()):
             path = folder / SYNTHETIC_NOTE
@@ -126,14 +129,10 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
         if parselmouth is None:
             raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        clips = list(_plan_clips(name, settings) if settings.shortcut is None else _plan_shortcut(settings))
         for clip in progress(clips, f"speaking {name}", len(clips)):
             path = partial / clip.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            clip = clip._replace(strength=clip.strength * (settings.strength or 1))
-            soundfile.write(path, _speak(name, clip, settings.seed), blueprint.sample_rate, "PCM_16")
-        if settings.shortcut is not None:
-            pd.DataFrame(clips).to_csv(partial / PARTS_FILE, columns=["path", "part"], index=False)
+            soundfile.write(path, _speak(name, clip, settings["seed"]), BLUEPRINTS[name].sample_rate, "PCM_16")
         text = f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
         text += f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
         (partial / SYNTHETIC_NOTE).write_text(f"{text}{note}\n", encoding="utf-8")
@@ -142,7 +141,7 @@ def write_corpus(name: str, folder: Path, settings: SyntheticSettings) -> None:
 
 def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
     speakers, codes = BLUEPRINTS[name].speakers[: settings.speakers], GRAMMARS[name].emotions
-    sentences = list(SENTENCES[name].index)[: settings.sentences]
+    sentences, strength = list(SENTENCES[name].index)[: settings.sentences], settings.strength or 1.0
     for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
         if name == "savee":
             common_texts, openings, endings = SENTENCES["savee"]
@@ -152,40 +151,15 @@ def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
                 turn, opening = divmod(number - len(common_texts), len(openings))
                 own_text = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
                 text = common_texts[number] if number < len(common_texts) else own_text
-                yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion)
+                yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion, strength)
         elif name == "emodb":
             for sentence, take in itertools.product(sentences, range(settings.takes)):
                 path = f"wav/{speaker}{sentence}{code}{'abcdef'[take]}.wav"
-                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion)
+                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion, strength)
         else:
             for sentence, level in itertools.product(sentences, list(STRENGTHS)[: settings.takes]):
                 path = f"AudioWAV/{speaker}_{sentence}_{code}_{level}.wav"
-                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion, STRENGTHS[level])
-
-
-def _plan_shortcut(settings: SyntheticSettings) -> Iterator[Clip]:
-    """EmoDB with a shortcut: 4 clips to train on, 1 to validate and 3 to test, by each speaker in each emotion.
-
-    ``settings.shortcut`` is the share of the clips for training and validation that say their emotion's own sentence;
-    all others say a random one, and test clips are the same at every share.
-    """
-    sentences, codes = list(SENTENCES["emodb"].index)[: settings.sentences], GRAMMARS["emodb"].emotions
-    if len(sentences) < len(codes):
-        raise SamsgError(f"A shortcut needs a sentence for each of {len(codes)} emotions; found {len(sentences)}.")
-    speakers = BLUEPRINTS["emodb"].speakers[: settings.speakers]
-    for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
-        generator, n_takes = _random(settings.seed, "shortcut", speaker, emotion), dict.fromkeys(sentences, 0)
-        # Different sentences, so that the six takes of a sentence suffice.
-        test_sentences = [sentences[index] for index in generator.permutation(len(sentences))[:3]]
-        for part in (*("test",) * 3, *("train",) * 4, "validation"):
-            draw, sentence = generator.random(), sentences[generator.integers(len(sentences))]  # same at every share
-            if part == "test":
-                sentence = test_sentences.pop()
-            elif draw < (settings.shortcut or 0):
-                sentence = sentences[row]
-            path = f"wav/{speaker}{sentence}{code}{'abcdef'[n_takes[sentence]]}.wav"
-            n_takes[sentence] += 1
-            yield Clip(path, speaker, SENTENCES["emodb"][sentence][0], emotion, part=part)
+                yield Clip(path, speaker, SENTENCES[name][sentence][0], emotion, STRENGTHS[level] * strength)
 
 
 def _random(seed: int, *key: str) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 import soundfile
 
-from samsg.corpora import PARTS_FILE, SYNTHETIC_NOTE, published_counts, read_corpus
-from samsg.settings import SamsgError, SyntheticSettings
+from samsg.corpora import PARTS, PARTS_FILE, SYNTHETIC_NOTE, published_counts, read_corpus
+from samsg.settings import SamsgError, SyntheticSettings, load_profile
+from samsg.stages import open_run, read_manifest
 
 parselmouth = pytest.importorskip("parselmouth", reason="the embedded corpora need the extra 'synthetic'")
 from samsg.synthetic import RECIPE, write_corpus  # noqa: E402
@@ -117,8 +119,6 @@ def test_a_folder_is_written_once_with_a_note_and_holds_nothing_else(folders, tm
     [
         ("savee", {"speakers": 5}, "names for 4 speakers, not for 5"),
         ("emodb", {"sentences": 11}, "names for 10 sentences, not for 11"),
-        ("savee", {"shortcut": 0.5}, "no names for a shortcut"),
-        ("emodb", {"sentences": 6, "shortcut": 0.5}, "a sentence for each of 7 emotions; found 6"),
         ("emo_db", {}, "Did you mean 'emodb'"),
     ],
 )
@@ -128,15 +128,11 @@ def test_more_than_the_names_allow_is_refused(tmp_path, name, settings, message)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_shortcut_links_sentence_and_emotion_in_training_alone(tmp_path):
-    tables = []
-    for shortcut in (1.0, 0.0):
-        folder = tmp_path / str(shortcut)
-        write_corpus("emodb", folder, SyntheticSettings(speakers=1, sentences=7, shortcut=shortcut))
-        tables.append(read_corpus("emodb", folder).merge(pd.read_csv(folder / PARTS_FILE), on="path"))
-        assert tables[-1].groupby(["emotion", "part"]).size().unstack().to_numpy().tolist() == [[3, 4, 1]] * 7
-    trained, untied = (table[table["part"] != "test"].groupby("emotion")["sentence"] for table in tables)
-    assert (trained.nunique() == 1).all() and trained.first().nunique() == 7
-    assert (untied.nunique() > 2).any()
-    tests = [set(table.loc[table["part"] == "test", "sentence"] + table["emotion"]) for table in tables]
-    assert tests[0] == tests[1]  # the same test clips at every strength
+def test_a_planned_corpus_brings_its_own_split_and_its_profile_says_what_it_is(folders, home):
+    folder = home / "data/emodb"
+    shutil.copytree(folders["emodb"], folder)
+    parts = read_corpus("emodb", folder)[["path"]]
+    parts["part"] = [PARTS[number % len(PARTS)] for number in range(len(parts))]
+    parts[::-1].to_csv(folder / PARTS_FILE, index=False)
+    profile = load_profile("paper", corpora={"emodb": {"note": "synthetic speech"}})
+    assert read_manifest(open_run(profile, "emodb"))[["path", "part"]].equals(parts)
