@@ -117,8 +117,8 @@ def test_a_folder_is_written_once_with_a_note_and_holds_nothing_else(folders, tm
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("savee", {"speakers": 5}, "names for 4 speakers, not for 5"),
-        ("emodb", {"sentences": 11}, "names for 10 sentences, not for 11"),
+        ("savee", {"speakers": 5}, "names for 4 speakers and no more"),
+        ("emodb", {"sentences": 11}, "names for 10 sentences and no more"),
         ("emo_db", {}, "Did you mean 'emodb'"),
     ],
 )
