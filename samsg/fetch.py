@@ -9,7 +9,7 @@ from pathlib import Path
 from samsg.audio import LFS_POINTER
 from samsg.corpora import GRAMMARS, parse_folder
 from samsg.settings import SamsgError, check_name
-from samsg.storage import locked
+from samsg.storage import whole_folder
 
 # Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings.
 PACKAGES = {"emodb": ("emodb", "1.4.1"), "crema_d": ("crema-d", "1.3.0")}
@@ -33,7 +33,7 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise SamsgError(f"{folder} already holds files. 'samsg data check {corpus}' tells which; or move them away.")
     source = Path(source).expanduser() if source else _download(corpus)
-    with locked(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with whole_folder(folder) as partial, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if not source.is_dir():
             # Keep the archive's name: it may be SAVEE's speaker. Python's 'data' filter confines a tar to its folder.
             archive, source = source, Path(scratch) / "copy" / source.name.partition(".")[0]
@@ -42,7 +42,7 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
             except Exception as error:  # archives and decompressors raise errors of any kind
                 raise SamsgError(f"{archive} is not a folder, zip or tar that can be unpacked: {error}") from error
         _copy_clips(corpus, source, Path(scratch) / "clips")
-        (Path(scratch) / "clips").rename(folder)
+        (Path(scratch) / "clips").rename(partial)
     return folder
 
 

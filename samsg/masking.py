@@ -22,12 +22,9 @@ def important_patches(
 ) -> Tensor:
     """The patches that the model attends to: (B, 12, 99) -> bool (B, 12, 99).
 
-    Args:
-        heat: rollout, as ``attention_rollout`` returns it.
-        threshold: patches above it are important (0.5 in the paper).
-        scale: before, the rollout is divided by its maximum ('max'), or stretched to the range 0 to 1 ('minmax').
-        select, share: with select 'share', the patches with the highest rollout, this share of all, rounded down.
-        speech: bool (B, 12, 99), from ``speech_patches``: only these patches count and can be important; None: all.
+    With select 'threshold', those whose scaled rollout is above the threshold; with select 'share', those with the
+    highest rollout, this share of all, rounded down. ``speech``, bool (B, 12, 99), from ``speech_patches``: only these
+    patches count and can be important; None: all. ``MaskSettings`` describes the options.
     """
     speech = torch.ones_like(heat, dtype=torch.bool) if speech is None else speech
     speech_heat = heat.masked_fill(~speech, -torch.inf)

@@ -39,19 +39,14 @@ def rollout_row(
 ) -> Tensor:
     """One row of the attention rollout over all tokens: (B, 1, 128, 1001) -> (B, 1190), each row sums to 1.
 
-    Args:
-        model: a ``SpectrogramDeiT``, or any ViT of timm with a CLS token and standard attention.
-        spectrogram: input of the model.
-        alpha: weight of the attention against the identity (Eq. 6), of the first two readings.
-        reading: 'output_to_input': of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed': of A(1) ... A(L), as
-            Eq. 7 is printed; 'discard': of A(L) ... A(1) with vit-explain's A (``discard_lowest``). For comparison:
-            'last_layer': its attention alone; 'gradient': attention times its gradient (``positive_relevance``).
-        token: the row of CLS, the 'mean' of the CLS and distillation rows, or that of one token of each clip, (B,).
-        discard_ratio: share of each layer's attention entries that 'discard' sets to 0.
-        target: class whose logit 'gradient' follows, (B,); None: the predicted one.
+    Readings: 'output_to_input', of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed', of A(1) ... A(L), as
+    Eq. 7 is printed; 'discard', of A(L) ... A(1) with vit-explain's A (``discard_lowest``). For comparison:
+    'last_layer', its attention alone; 'gradient', attention times its gradient (``positive_relevance``) for the class
+    ``target``, (B,), or for the predicted one. ``token`` may be one token of each clip, (B,), too. For the other
+    options see ``RolloutSettings``.
 
-    Raises:
-        SamsgError: unknown reading or token, or the model has no such token or other attention than timm's.
+    The model is a ``SpectrogramDeiT``, or any ViT of timm with a CLS token and standard attention. SamsgError for
+    another one, and for an unknown reading or token.
     """
     check_name("reading of the rollout", reading, get_args(Reading))
     if isinstance(token, str):

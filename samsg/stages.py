@@ -31,7 +31,7 @@ from samsg.model import EMBEDDED, SpectrogramDeiT, build_model
 from samsg.rollout import attention_rollout
 from samsg.settings import PROTOCOLS, STAGES, Profile, SamsgError, StageSettings, check_name, home, load_profile
 from samsg.splits import split
-from samsg.storage import complete_folder, locked, progress, provenance, report, write_json
+from samsg.storage import progress, provenance, report, whole_folder, write_json
 from samsg.training import CHECKPOINT, EVALUATION_BATCH, HISTORY, WEIGHTS, Examples, Objective, fit, make_fabric
 
 SETTINGS, RECORD, PREDICTIONS, HEAT, MASKS = "settings.json", "record.json", "predictions.csv", "heat.npy", "masks.npy"
@@ -101,7 +101,7 @@ class Run:
         if self.is_finished(name, fingerprint):
             print(f"Stage '{name}': loaded from an earlier run, {folder.relative_to(home())}.")
             return folder
-        with locked(folder) as partial:
+        with whole_folder(folder) as partial:
             if self.is_finished(name, fingerprint):  # another process made it meanwhile
                 return folder
             start_time, identity, path = time.perf_counter(), self.identity(name, fingerprint), partial / SETTINGS
@@ -114,9 +114,8 @@ class Run:
             seconds = round(time.perf_counter() - start_time, 2)
             profile = self.profile.model_dump(mode="json")
             write_json(partial / RECORD, {"seconds": seconds, "profile": profile, **provenance()})
-            complete_folder(partial)
-            (folder / CHECKPOINT).unlink(missing_ok=True)  # last: without it a killed stage would begin again
-            report(f"{self.corpus:10} {name:12} done in {seconds:.0f} s")
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # last: without it a killed stage would begin again
+        report(f"{self.corpus:10} {name:12} done in {seconds:.0f} s")
         return folder
 
 

@@ -44,16 +44,10 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def complete_folder(partial: Path) -> None:
-    """Rename '<folder>.partial', whose content is complete, to '<folder>'."""
-    folder = partial.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
 @contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """Make a folder while other processes wait: yields '<folder>.partial', where its content is written first."""
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder while other processes wait: yields '<folder>.partial', which is renamed in the end."""
+    partial = folder.with_name(f"{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
     try:
@@ -63,7 +57,10 @@ def locked(folder: Path) -> Iterator[Path]:
         report(f"{folder.parent.name:10} {folder.name:12} waits for another process")
         hold = lock.acquire()
     with hold:
-        yield folder.with_name(f"{folder.name}.partial")
+        yield partial
+        if partial.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
 
 
 def progress(steps: Iterable[Any] | None, text: str, total: int, n_done: int = 0) -> tqdm:

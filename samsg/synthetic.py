@@ -22,7 +22,7 @@ from scipy import fft, ndimage, signal
 
 from samsg.corpora import GRAMMARS, SYNTHETIC_NOTE
 from samsg.settings import SamsgError, SyntheticSettings, check_name
-from samsg.storage import complete_folder, locked, progress
+from samsg.storage import progress, whole_folder
 
 try:
     import parselmouth
@@ -41,20 +41,11 @@ tier = selected ("PitchTier")
 selectObject: tier
 Formula: "object [values, 1, col]"
 """
-# How an emotion departs from neutral, and how far clips of one emotion differ (one standard deviation).
+# How an emotion departs from neutral, and, in the last row, how far its clips differ (one standard deviation).
 # Units: semitones, octaves, semitones a clip, octaves, s, dB an octave, dB, semitones, semitones, share of the voice.
-CUES = ("pitch", "range", "slope", "rate", "pause", "tilt", "loudness", "jitter", "tremor", "breath")
-EMOTIONS = {
-    "anger": (3.0, 0.60, -1.0, 0.10, 0.00, 3.0, 6.0, 0.30, 0.0, 0.00),
-    "boredom": (-2.0, -0.60, -1.0, -0.20, 0.01, -1.0, -3.0, 0.0, 0.0, 0.03),
-    "disgust": (-1.0, 0.20, -2.0, -0.15, 0.03, 1.0, 0.0, 0.40, 0.0, 0.00),
-    "fear": (5.0, -0.20, 1.0, 0.20, 0.02, -1.0, 0.0, 0.15, 0.8, 0.12),
-    "happiness": (4.0, 0.80, 1.5, 0.08, 0.00, 1.5, 3.0, 0.0, 0.0, 0.00),
-    "neutral": (0.0,) * len(CUES),
-    "sadness": (-1.0, -0.50, -1.5, -0.28, 0.05, -2.5, -5.0, 0.0, 0.3, 0.08),
-    "surprise": (6.0, 0.90, 5.0, 0.00, 0.01, 0.5, 2.0, 0.0, 0.0, 0.04),
-}
-SPREAD = np.array([0.8, 0.15, 0.6, 0.05, 0.008, 0.45, 1.0, 0.05, 0.10, 0.015])
+CUE_TABLE = pd.read_csv(Path(__file__).with_name("emotions.csv"), index_col="emotion")
+CUES, EMOTIONS = list(CUE_TABLE), {name: list(cues) for name, *cues in CUE_TABLE.drop("spread").itertuples()}
+SPREAD = CUE_TABLE.loc["spread"].to_numpy()
 STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
 
 # The texts of each corpus's sentences: SENTENCES["emodb"]["a01"]. SAVEE uses sentences of TIMIT; these resemble them.
@@ -119,7 +110,7 @@ def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mappin
     SamsgError if it holds something else. A clip depends on its fields and on ``settings["seed"]`` alone.
     """
     note = json.dumps({"corpus": name, "recipe": RECIPE, **settings}, sort_keys=True)
-    with locked(folder) as partial:
+    with whole_folder(folder) as partial:
         if folder.exists() and any(folder.iterdir()):
             path = folder / SYNTHETIC_NOTE
             record = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "other files"
@@ -136,7 +127,6 @@ def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mappin
         text = f"These {len(clips)} files are synthetic speech, not the corpus whose file names they have.\n"
         text += f"eSpeak and Praat (praat-parselmouth {parselmouth.__version__}) spoke them with these settings:\n"
         (partial / SYNTHETIC_NOTE).write_text(f"{text}{note}\n", encoding="utf-8")
-        complete_folder(partial)
 
 
 def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
