@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import typer
 
 import samsg
 from samsg.settings import STAGES, SamsgError, check_name, home, in_repository, load_profile
-from samsg.storage import atomic, whole_folder
+from samsg.storage import atomic
 
 STUDY_NOTEBOOKS = dict.fromkeys(("claim", "controls", "sensitivity"), "08_controls_and_ablations")
 STUDY_NOTEBOOKS |= {"shortcuts": "10_shortcuts", "faithfulness": "11_faithfulness"}
@@ -249,9 +250,10 @@ def export(
     """Save a run's model as a folder that others can use: weights, settings, and a model card."""
     if folder.exists() and not (force and (folder / "config.json").is_file()):
         raise SamsgError(f"{folder} already exists; name a new folder. --force replaces an exported model only.")
-    classifier = samsg.open_classifier(run)
-    with whole_folder(folder) as partial:
-        classifier.save_pretrained(partial)
+    classifier, partial = samsg.open_classifier(run), folder.with_name(f"{folder.name}.partial")
+    classifier.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     print(f"{folder}: try 'samsg predict clip.wav --model {folder}'. {classifier.about['worth']}")
 
 
