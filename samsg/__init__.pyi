@@ -6,10 +6,10 @@ from .classifier import SamsgClassifier as SamsgClassifier
 from .classifier import open_classifier as open_classifier
 from .corpora import emotions_of as emotions_of
 from .corpora import read_corpus as read_corpus
-from .faithfulness import partly_black as partly_black
 from .masking import important_patches as important_patches
 from .masking import mask_spectrogram as mask_spectrogram
 from .masking import masked_cells as masked_cells
+from .masking import partly_black as partly_black
 from .model import SpectrogramDeiT as SpectrogramDeiT
 from .model import patch_grid as patch_grid
 from .rollout import attention_maps as attention_maps

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from samsg.masking import covered, fill_area, masked_cells, speech_patches
+from samsg.masking import partly_black
 from samsg.metrics import cluster_interval
 from samsg.model import SpectrogramDeiT
 from samsg.rollout import attention_rollout
@@ -35,16 +35,6 @@ MAPS: dict[str, dict[str, Any]] = {  # names and what they change of ``attention
 }
 SHARES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)  # of the speech
 DRAWS, MOST_CLIPS = 3, 120  # random orders, of which the mean is taken; clips of a study
-
-
-def partly_black(spectrogram: Tensor, heat: Tensor, share: float, patch: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Two copies, (B, 1, 128, 1001) each. Deletion blackens the share of the speech where the map (B, 12, 99) is
-    highest, insertion all other speech."""
-    speech, size = speech_patches(spectrogram, patch, stride), (spectrogram.shape[2], spectrogram.shape[3])
-    area = (share * covered(speech, patch, stride).double()).long()  # (B,) cells
-    highest_cells = masked_cells(fill_area(heat, speech, area, patch, stride), size, patch, stride)  # (B, 1, 128, 1001)
-    other_cells = masked_cells(speech, size, patch, stride) & ~highest_cells
-    return spectrogram.masked_fill(highest_cells, 0), spectrogram.masked_fill(other_cells, 0)
 
 
 @torch.no_grad()

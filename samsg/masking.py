@@ -98,6 +98,21 @@ def mask_spectrogram(spectrogram: Tensor, mask: Tensor, patch: int = 16, stride:
     return spectrogram.masked_fill(masked_cells(mask, (height, width), patch, stride), fill)
 
 
+def partly_black(
+    spectrogram: Tensor, heat: Tensor, share: float, patch: int = 16, stride: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Deletion and insertion, by which a map (B, 12, 99) is tested: two copies, (B, 1, 128, 1001) each.
+
+    In the first, the share of the speech where the map is highest is black, at most one patch less and never more; in
+    the second, all other speech. Padding stays, and cells in which patches overlap count once.
+    """
+    speech, (height, width) = speech_patches(spectrogram, patch, stride), spectrogram.shape[2:]
+    area = (share * covered(speech, patch, stride).double()).long()  # (B,) cells
+    highest = fill_area(heat, speech, area, patch, stride)
+    highest_cells, speech_cells = (masked_cells(mask, (height, width), patch, stride) for mask in (highest, speech))
+    return spectrogram.masked_fill(highest_cells, 0), spectrogram.masked_fill(speech_cells & ~highest_cells, 0)
+
+
 def reconstruction_error(
     reconstruction: Tensor, spectrogram: Tensor, mask: Tensor, patch: int = 16, stride: int = 10
 ) -> tuple[Tensor, Tensor]:

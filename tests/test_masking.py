@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samsg import masking
-from samsg.masking import choose_patches, covered, fill_area, important_patches, masked_cells
+from samsg.masking import choose_patches, covered, fill_area, important_patches, masked_cells, partly_black
 from samsg.model import patchify
 from samsg.settings import MaskSettings
 
@@ -193,6 +193,32 @@ def test_settings_choose_patches_and_whether_padding_may_be_masked() -> None:
     assert torch.equal(chosen(), heat > 0.5 * heat.amax((1, 2), True))
     coarse = choose_patches(heat, MaskSettings(strategy="least"), torch.Generator(), 5, 5, speech)
     assert torch.equal(coarse, fill_area(-heat, torch.ones_like(speech), covered(chosen(), 5, 5), 5, 5))
+
+
+# Deletion and insertion
+
+
+def test_deletion_takes_the_patch_of_the_highest_value_first_and_insertion_shows_it_alone() -> None:
+    x = spectrogram(2, (16, 48))
+    x[..., 32:] = 0  # padding: 4 x 8 patches of 4 x 4 cells are speech
+    heat = torch.rand(2, 4, 12, generator=torch.Generator().manual_seed(1))
+    heat[0, 1, 2] = heat[1, 3, 5] = 2
+    deletion, insertion = partly_black(x, heat, 1 / 32, 4, 4)
+    cells = masked_cells(heat == 2, (16, 48), 4, 4)
+    assert torch.equal(deletion, x * ~cells) and torch.equal(insertion, x * cells)
+
+
+@pytest.mark.parametrize("share", (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1))
+def test_every_map_hides_or_shows_the_same_area_of_speech_and_no_padding(share: float) -> None:
+    x = 0.1 + torch.rand(2, 1, 128, 101, generator=torch.Generator().manual_seed(0))
+    x[0, ..., 60:] = x[1, ..., 95:] = 0.05  # padding has the lowest value; black is 0
+    speech = masking.speech_patches(x)  # (2, 12, 9)
+    cells, area = masked_cells(speech, (128, 101)), covered(speech) * share
+    for heat in (torch.arange(216.0).view(2, 12, 9), torch.rand(2, 12, 9), -speech.float()):  # the last prefers padding
+        black, shown = (each == 0 for each in partly_black(x, heat, share))
+        missing = area - black.sum((1, 2, 3))
+        assert missing.min() >= 0 and missing.max() < 16 * 16  # one patch more would be too much
+        assert torch.equal(shown, cells & ~black) and not (black & ~cells).any()
 
 
 # Properties
