@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, row, seconds
-from samsg.audio import LogMel, fit_length, open_spectrograms, read_sound, write_spectrograms
+from samsg.audio import LogMel, open_spectrograms, read_sound, write_spectrograms
 from samsg.corpora import COLUMNS, official_list
 from samsg.settings import AudioSettings, ViewSettings
 from samsg.training import Examples
@@ -34,7 +35,7 @@ class Files(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         waveform = read_sound(self.root / self.paths[index], AUDIO.sample_rate)
-        return self.log_mel(fit_length(waveform, AUDIO.n_samples)[None])[0]  # (1, 128, 1001)
+        return self.log_mel(F.pad(waveform, (0, AUDIO.n_samples - len(waveform)))[None])[0]  # (1, 128, 1001)
 
 
 def write_noise(root: Path, rate: int, clips: int) -> pd.DataFrame:

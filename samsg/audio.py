@@ -81,11 +81,6 @@ def why_unusable(waveform: Tensor, sample_rate: int) -> str:
     return ""
 
 
-def fit_length(waveform: Tensor, n_samples: int) -> Tensor:
-    """Cut to the first ``n_samples``, or pad with zeros (Section IV-B): (S,) -> (64000,)."""
-    return nn.functional.pad(waveform, (0, n_samples - len(waveform)))
-
-
 def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, views: ViewSettings) -> Tensor:
     """One view of a clip, 4 s long: (S,) -> (64000,). ``clip`` and ``view`` seed its random numbers.
 
@@ -101,7 +96,7 @@ def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, view
         noise = torch.from_numpy(generator.standard_normal(len(waveform), dtype=np.float32))
         ratio = generator.uniform(min(views.snr), max(views.snr))  # dB
         waveform = add_noise(waveform, noise, torch.tensor(ratio, dtype=torch.float32))
-    waveform = fit_length(waveform, audio.n_samples)
+    waveform = nn.functional.pad(waveform, (0, audio.n_samples - len(waveform)))  # with zeros (Section IV-B)
     if view == "shift":
         limit = min(round(views.shift * audio.sample_rate), audio.n_samples)
         offset = int(generator.integers(-limit, limit + 1))
@@ -119,32 +114,19 @@ class LogMel(nn.Module):
     def __init__(self, audio: AudioSettings = AudioSettings()) -> None:
         super().__init__()
         self.floor = audio.floor
-        self.mel = MelSpectrogram(
-            sample_rate=audio.sample_rate,
-            n_fft=audio.n_fft,
-            win_length=audio.window,
-            hop_length=audio.hop,
-            n_mels=audio.n_mels,
-            window_fn=torch.hamming_window,
-            power=2.0,
-            norm=None,
-            mel_scale="htk",
-        )
+        sizes = {"n_fft": audio.n_fft, "win_length": audio.window, "hop_length": audio.hop, "n_mels": audio.n_mels}
+        kinds = {"window_fn": torch.hamming_window, "power": 2.0, "norm": None, "mel_scale": "htk"}
+        self.mel = MelSpectrogram(audio.sample_rate, **sizes, **kinds)
 
     def decibels(self, waveforms: Tensor) -> Tensor:
         """Unscaled log-mel spectrograms in dB: (B, 64000) -> (B, 128, 1001)."""
         return 10 * self.mel(waveforms).clamp(min=self.floor).log10()
 
-    def limits(self, decibels: Tensor) -> tuple[Tensor, Tensor]:
-        """Offset and divisor of the scaling, dB: lowest value and range: (B, 128, 1001) -> (B, 1, 1) twice."""
-        offset = decibels.amin((1, 2), keepdim=True)
-        return offset, (decibels.amax((1, 2), keepdim=True) - offset).clamp(min=1e-6)
-
     def forward(self, waveforms: Tensor) -> Tensor:
         """Log-mel spectrograms, scaled to [0, 1]: (B, 64000) -> (B, 1, 128, 1001)."""
         decibels = self.decibels(waveforms)
-        offset, divisor = self.limits(decibels)
-        return ((decibels - offset) / divisor)[:, None]
+        lowest, highest = (decibels.amin((1, 2), keepdim=True), decibels.amax((1, 2), keepdim=True))  # (B, 1, 1) each
+        return ((decibels - lowest) / (highest - lowest).clamp(min=1e-6))[:, None]
 
 
 def write_spectrograms(

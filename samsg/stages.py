@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -306,16 +307,15 @@ def compute_masks(run: Run) -> Path:
     return run.make("masks", work)
 
 
-def new_samsg(run: Run) -> SpectrogramDeiT:
-    """Where stage ii starts: stage i's model, or the model that stage i started from."""
-    return load_model(run, "baseline") if run.profile.samsg.start == "baseline" else new_model(run)
-
-
 def train_samsg(run: Run) -> Path:
-    """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms."""
+    """Stage ii: learn emotions (cross-entropy) and masked patches (mean squared error) from masked spectrograms.
+
+    It starts from stage i's model, or from the model that stage i started from.
+    """
     settings, fill = run.profile.samsg, run.profile.mask.fill
     objective = Objective(settings.classification_weight, settings.reconstruction_weight, masked=True, fill=fill)
-    return _train(run, "samsg", new_samsg, objective, settings)
+    create_model = partial(load_model, stage="baseline") if settings.start == "baseline" else new_model
+    return _train(run, "samsg", create_model, objective, settings)
 
 
 def new_probe(run: Run) -> SpectrogramDeiT:

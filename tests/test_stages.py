@@ -221,12 +221,15 @@ def test_rollouts_and_masks_are_of_all_training_views_and_of_the_clean_held_out_
     assert known.sum() == 28 * 4 + 14
 
 
-def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run) -> None:
+def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[torch.nn.Module] = []
+    monkeypatch.setattr(stages, "_train", lambda run, _, create_model, *rest: started.append(create_model(run)))
     samsg_settings = run.profile.samsg.model_copy(update={"start": "initial"})
     initial = open_run(run.profile.model_copy(update={"samsg": samsg_settings}), "tones")
     baseline = load_file(run.require("baseline") / "model.safetensors")
     for each, expected in ((run, baseline), (initial, samsg.new_model(run).state_dict())):
-        found = stages.new_samsg(each).state_dict()
+        samsg.train_samsg(each)
+        found = started.pop().state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
