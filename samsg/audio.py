@@ -29,15 +29,10 @@ SPECTROGRAMS, CLIPS, REJECTED_CLIPS = "views.f16", "clips.csv", "left_out.csv"
 
 
 def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LONGEST) -> Tensor:
-    """Decode a sound file to mono at one rate: -> (S,), float32. Channels are averaged.
+    """Decode a sound file of any format that libsndfile reads to mono at one rate (Hz): -> (S,), float32.
 
-    Args:
-        path: a file of any format that libsndfile reads.
-        sample_rate: of the result, Hz.
-        longest: s; a longer recording is refused.
-
-    Raises:
-        SamsgError: the file is missing, no sound file, truncated, empty, too long, or holds NaN or infinity.
+    Channels are averaged. SamsgError if the file is missing, no sound file, truncated, empty, longer than ``longest``
+    (s), or holds NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():

@@ -28,8 +28,7 @@ DINOV2 = Path("data/weights/dinov2_small.safetensors")  # in home(), where ``sam
 def patch_grid(n_mels: int, n_frames: int, patch: int = 16, stride: int = 10) -> tuple[int, int]:
     """Number of patches along frequency and time: (12, 99) for 128 x 1001, 1188 in all (Fig. 2).
 
-    Raises:
-        SamsgError: the spectrogram is smaller than one patch.
+    SamsgError if the spectrogram is smaller than one patch.
     """
     if min(n_mels, n_frames) < patch:
         problem = f"A spectrogram of {n_mels} x {n_frames} cells holds no patch of {patch} x {patch}"
@@ -69,8 +68,7 @@ class SpectrogramDeiT(nn.Module):
         normalize: mean and standard deviation of the input. With ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated
             as the grey pictures that DeiT was trained on.
 
-    Raises:
-        SamsgError: the weights are missing or do not fit.
+    SamsgError if the weights are missing or do not fit.
     """
 
     def __init__(
@@ -111,9 +109,7 @@ class SpectrogramDeiT(nn.Module):
         return (logits, self.reconstruction_head(tokens[:, 2:])) if reconstruct else logits
 
 
-def build_model(
-    model: ModelSettings, audio: AudioSettings, n_classes: int, weights: str | None = None
-) -> SpectrogramDeiT:
+def build_model(model: ModelSettings, audio: AudioSettings, n_classes: int, weights: str = "") -> SpectrogramDeiT:
     """The model that the settings describe; ``weights`` replaces theirs. Errors as ``SpectrogramDeiT``."""
     cells = audio.n_mels, audio.n_frames, model.patch, model.stride
     normalize = IMAGENET_GREY if model.normalize == "imagenet" else (0.0, 1.0)

@@ -288,14 +288,10 @@ def _read_yaml(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def load_profile(profile: str | Path = "demo", /, **overrides: Any) -> Profile:
-    """Read a profile, and change some of its settings.
+    """Read a profile, a name in configs/ or the path of a .yaml file, and change settings: ``mask={"threshold": 0.4}``.
 
-    Args:
-        profile: a name in configs/, or the path of a .yaml file.
-        overrides: settings to change: ``mask={"threshold": 0.4}``. With another ``name`` the profile has its own runs.
-
-    Raises:
-        SamsgError: there is no such profile, or a setting is unknown or out of range.
+    With another ``name`` it has its own runs. SamsgError if there is no such profile, or a setting is unknown or out of
+    range.
     """
     try:
         return Profile.model_validate(_merge(_read_yaml(str(profile)), overrides))
