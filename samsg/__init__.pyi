@@ -4,7 +4,10 @@ from .audio import make_view as make_view
 from .audio import read_sound as read_sound
 from .classifier import SamsgClassifier as SamsgClassifier
 from .classifier import open_classifier as open_classifier
+from .classifier import verify as verify
+from .corpora import check_corpus as check_corpus
 from .corpora import emotions_of as emotions_of
+from .corpora import find_sounds as find_sounds
 from .corpora import read_corpus as read_corpus
 from .masking import important_patches as important_patches
 from .masking import mask_spectrogram as mask_spectrogram
@@ -12,6 +15,7 @@ from .masking import masked_cells as masked_cells
 from .masking import partly_black as partly_black
 from .model import SpectrogramDeiT as SpectrogramDeiT
 from .model import patch_grid as patch_grid
+from .newcorpus import new_corpus as new_corpus
 from .rollout import attention_maps as attention_maps
 from .rollout import attention_rollout as attention_rollout
 from .rollout import rollout_row as rollout_row
@@ -21,6 +25,7 @@ from .settings import home as home
 from .settings import load_profile as load_profile
 from .splits import split as split
 from .stages import Run as Run
+from .stages import check_sounds as check_sounds
 from .stages import compute_masks as compute_masks
 from .stages import compute_rollout as compute_rollout
 from .stages import find_run as find_run
@@ -32,6 +37,7 @@ from .stages import open_run as open_run
 from .stages import prepare as prepare
 from .stages import read_clips as read_clips
 from .stages import read_examples as read_examples
+from .stages import read_predictions as read_predictions
 from .stages import run_stages as run_stages
 from .stages import train_baseline as train_baseline
 from .stages import train_probe as train_probe

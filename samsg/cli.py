@@ -62,9 +62,7 @@ def check(
 
     Exit code 0: complete (and official, if there is a list); 1: usable, with differences; 2: not usable.
     """
-    from samsg.corpora import check_corpus
-
-    report = check_corpus(corpus, folder)
+    report = samsg.check_corpus(corpus, folder)
     print(report.text())
     raise typer.Exit(report.exit_code)
 
@@ -75,9 +73,7 @@ def new(
     name: Annotated[str, typer.Option(help="of the corpus and its profile; the folder's by default")] = "",
 ) -> None:
     """Write a CSV and a profile for a folder of your own recordings."""
-    from samsg.newcorpus import new_corpus
-
-    print(new_corpus(folder, name))
+    print(samsg.new_corpus(folder, name))
 
 
 @app.command(rich_help_panel="Prepare")
@@ -104,15 +100,13 @@ def reproduce(
     Finished stages are not run again; an interrupted one continues from its last epoch. Tables and figures show every
     finished corpus and seed of the profile.
     """
-    from samsg import stages
-
     if profile.endswith((".yaml", ".yml")):
         profile = str(Path(profile).expanduser().resolve())  # the notebooks run in another folder
     overrides = {name: listed(values) for name, values in (("protocols", protocol), ("seeds", seeds)) if values}
     settings = load_profile(profile, **overrides)
     names = listed(corpora) or list(settings.corpora)
     for corpus in names:  # missing and changed ones are refused before anything runs
-        stages.check_sounds(stages.open_run(settings, corpus))
+        samsg.check_sounds(samsg.open_run(settings, corpus))
     runs = home() / "runs" / settings.name
     (runs / "notebooks").mkdir(parents=True, exist_ok=True)
     if study:  # what is not named is the notebook's own choice
@@ -189,14 +183,12 @@ def runs() -> None:
     """List the finished runs and their test accuracies; 'predict', 'export' and 'verify' take their names."""
     import pandas as pd
 
-    from samsg.stages import read_predictions
-
     folder, rows = home() / "runs", []
     for probe in sorted(folder.glob("*/*/*/seed*/probe")):
         name = probe.parent.relative_to(folder).as_posix()
         try:
             if run := samsg.find_run(name):
-                tables = [read_predictions(run, stage) for stage in ("baseline", "probe")]
+                tables = [samsg.read_predictions(run, stage) for stage in ("baseline", "probe")]
                 accuracies = [f"{100 * (table['emotion'] == table['predicted']).mean():.1f}" for table in tables]
                 rows.append([name, *accuracies, len(tables[0])])
         except SamsgError as error:  # of another version
@@ -215,11 +207,9 @@ def predict(
     plot: Annotated[Path | None, typer.Option(help="a folder for pictures: emotions and attention over time")] = None,
 ) -> None:
     """Name the emotion of recordings, for each window of 4 s. Exit code 1: some files could not be read."""
-    from samsg.corpora import find_sounds
-
     classifier, n_read = samsg.open_classifier(model), 0
     print(classifier.about["worth"], file=sys.stderr if as_csv else sys.stdout)
-    files = [file for path in sounds for file in (map(path.joinpath, find_sounds(path)) if path.is_dir() else [path])]
+    files = [path / name for path in sounds for name in (samsg.find_sounds(path) if path.is_dir() else [""])]
     if not files:
         raise SamsgError(f"There is no sound file in {', '.join(map(str, sounds))}.")
     for number, path in enumerate(files, 1):
@@ -263,11 +253,9 @@ def verify(run: Annotated[str, typer.Argument(help="a finished run: demo/savee, 
 
     Exit code 0: equal to six digits; 1: a decision differs; 2: only digits differ, as on another processor.
     """
-    from samsg.classifier import verify as compare_run
-
     if (finished_run := samsg.find_run(run)) is None:
         raise SamsgError(f"There is no finished run '{run}' in {home() / 'runs'}; name one as demo/savee/random/seed0.")
-    table = compare_run(finished_run)
+    table = samsg.verify(finished_run)
     print(table.to_string())
     raise typer.Exit(1 if table["changed"].any() else 0 if (table["largest"] < 2e-6).all() else 2)
 

@@ -75,14 +75,10 @@ def rollout_row(
 
 
 def attention_rollout(
-    model: SpectrogramDeiT,
-    spectrogram: Tensor,
-    alpha: float = 0.9,
-    reading: Reading = "output_to_input",
-    **options: Any,
+    model: SpectrogramDeiT, spectrogram: Tensor, alpha: float = 0.9, reading: Reading = "output_to_input", **rest: Any
 ) -> Tensor:
     """``rollout_row``, options included, of the patches on their grid, divided by its maximum: -> (B, 12, 99)."""
-    row = rollout_row(model, spectrogram, alpha, reading, **options)
+    row = rollout_row(model, spectrogram, alpha, reading, **rest)
     heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
 
