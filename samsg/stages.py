@@ -65,9 +65,8 @@ class Run:
 
     def identity(self, name: str, fingerprint: str = "") -> dict[str, Any]:
         """What a stage's folder records: settings, fingerprint of the (prepared) corpus, split and seed."""
-        settings_path = self.stage_folder("spectrograms") / SETTINGS
-        if not fingerprint and settings_path.is_file():
-            fingerprint = json.loads(settings_path.read_text())["fingerprint"]
+        if not fingerprint and (path := self.stage_folder("spectrograms") / SETTINGS).is_file():
+            fingerprint = json.loads(path.read_text())["fingerprint"]
         identity = {**self.settings(name), "fingerprint": fingerprint}
         if name != "spectrograms":
             identity |= {"protocol": self.protocol, "seed": self.seed}
@@ -80,11 +79,10 @@ class Run:
         folder, identity = self.stage_folder(name), self.identity(name, fingerprint)
         if not (folder / SETTINGS).is_file():
             return False
-        record = json.loads((folder / SETTINGS).read_text())
-        if record != identity:
-            old_values, new_values = (pd.json_normalize(entry).to_dict("records")[0] for entry in (record, identity))
-            keys = [key for key in {**new_values, **old_values} if old_values.get(key) != new_values.get(key)]
-            changes = "; ".join(f"{key} was {old_values.get(key)!r} and is now {new_values.get(key)!r}" for key in keys)
+        if (record := json.loads((folder / SETTINGS).read_text())) != identity:
+            old, new = (pd.json_normalize(entry).to_dict("records")[0] for entry in (record, identity))
+            keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+            changes = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in keys)
             advice = f"Give the changed profile another name, or remove {folder} and what was made from it."
             raise SamsgError(f"{folder} was made with other settings or sounds: {changes}. {advice}")
         return True
@@ -113,8 +111,8 @@ class Run:
             write_json(path, identity)
             work(partial)
             seconds = round(time.perf_counter() - start_time, 2)
-            profile = self.profile.model_dump(mode="json")
-            write_json(partial / RECORD, {"seconds": seconds, "profile": profile, **provenance()})
+            record = vars(self) | {"profile": self.profile.model_dump(mode="json"), "seconds": seconds}
+            write_json(partial / RECORD, record | provenance())
         (folder / CHECKPOINT).unlink(missing_ok=True)  # last: without it a killed stage would begin again
         report(f"{self.corpus:10} {name:12} done in {seconds:.0f} s")
         return folder
@@ -136,21 +134,16 @@ def find_run(name: str | Path) -> Run | None:
     """A finished run with the settings that it was made with; None if there is none, SamsgError if this version does
     not know its settings. ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder.
     """
-    runs = (home() / "runs").resolve()
-    folder = (runs / name).resolve()  # an absolute path replaces runs/
-    parts = folder.relative_to(runs).parts if folder.is_relative_to(runs) else ()
-    if not 2 <= len(parts) <= 4:
+    folder = home() / "runs" / name  # an absolute path replaces runs/
+    paths = [folder / part / "probe" / RECORD for part in ("random/seed0", "seed0", "")]
+    if not (path := next(filter(Path.is_file, paths), None)):
         return None
-    profile, corpus, protocol, seed = (*parts, *("", "", "random", "seed0")[len(parts) :])
-    record_path = runs.joinpath(profile, corpus, protocol, seed, "probe", RECORD)
-    if not record_path.is_file():
-        return None
+    record = json.loads(path.read_text())
     try:
-        run_profile = Profile(**json.loads(record_path.read_text())["profile"])
-    except ValidationError as error:
-        problem = f"{record_path.parents[1]} was made by another version, with other settings; remove it"
-        raise SamsgError(f"{problem}, and run 'samsg reproduce' again.") from error
-    return open_run(run_profile, corpus, protocol, int(seed.removeprefix("seed")))
+        return open_run(Profile(**record["profile"]), record["corpus"], record["protocol"], record["seed"])
+    except (ValidationError, KeyError) as error:
+        advice = "remove it, and run 'samsg reproduce' again"
+        raise SamsgError(f"{path.parents[1]} was made by another version, with other settings; {advice}.") from error
 
 
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:
