@@ -60,7 +60,7 @@ def preparation(root: Path, clips: int) -> list[Row]:
             list(pool.map(lambda path, folder=folder: read_sound(folder / path, AUDIO.sample_rate), manifest["path"]))
         read_time = (time.perf_counter() - start_time) / clips
         start_time = time.perf_counter()
-        write_spectrograms(manifest, folder, prepared, AUDIO, VIEWS)
+        write_spectrograms(prepared, manifest, folder, AUDIO, VIEWS)
         prepare_time = (time.perf_counter() - start_time) / clips
         torch.set_num_threads(threads)
         rows.append(row("preparation", f"a clip at {rate} Hz, read and resampled", 1000 * read_time, "ms"))

@@ -125,7 +125,7 @@ class LogMel(nn.Module):
 
 
 def write_spectrograms(
-    manifest: pd.DataFrame, root: Path, folder: Path, audio: AudioSettings, views: ViewSettings
+    folder: Path, manifest: pd.DataFrame, root: Path, audio: AudioSettings, views: ViewSettings
 ) -> None:
     """Read each sound of a corpus, compute its views' spectrograms, and append them to one file.
 

@@ -1,4 +1,4 @@
-"""Accuracy and macro F1 (Section IV-C, Eq. 8-10), one recipe of 95 % intervals, paired tests, and the SVM baseline.
+"""Accuracy and macro F1 (Section IV-C, Eq. 8-10), one recipe of 95 % intervals, and paired tests.
 
 Predictions are tables with the columns clip, seed, emotion (the true one) and predicted.
 
@@ -10,16 +10,13 @@ are independent, which for one seed is Wilson's (1927). Fewer than two units hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from sklearn import metrics
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
@@ -188,16 +185,3 @@ def holm(p_values: pd.Series) -> pd.Series:
     values = p_values.dropna()
     p_holm = multipletests(values, method="holm")[1] if len(values) else []
     return pd.Series(p_holm, index=values.index, dtype=float).reindex(p_values.index)
-
-
-def statistics_svm(spectrograms: Iterable[np.ndarray], labels: Sequence[str], parts: Sequence[str]) -> np.ndarray:
-    """Emotions that a linear SVM predicts from time averages, (N,): the floor that a deep model must clear.
-
-    Features of each band of the N spectrograms, (128, T): mean, standard deviation and mean absolute difference over
-    time, standardised. The SVM learns from the clips whose part is 'train'. C is 0.001 and not tuned.
-    """
-    cells = (np.asarray(spectrogram, dtype=np.float32) for spectrogram in spectrograms)
-    features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in cells])  # (N, 384)
-    is_train, emotions = np.asarray(parts) == "train", np.asarray(labels, dtype=str)
-    svm = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=20_000, random_state=0))
-    return svm.fit(features[is_train], emotions[is_train]).predict(features)

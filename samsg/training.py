@@ -189,8 +189,7 @@ def evaluate(
         batch = examples.batch(clips[start : start + EVALUATION_BATCH], 0, fabric.device)
         losses = compute_losses(model, batch, objective, masked=False)
         if objective.masked:
-            masked_losses = compute_losses(model, batch, objective, masked=True)
-            losses = losses._replace(squared_error=masked_losses.squared_error, n_masked=masked_losses.n_masked)
+            losses = Losses(*losses[:3], *compute_losses(model, batch, objective, masked=True)[3:])
         logits.append(losses.logits.float().cpu())
         totals += [len(batch.labels), *(value.item() for value in losses[1:])]
     return torch.cat(logits).softmax(1).numpy(), _averages(part, totals)

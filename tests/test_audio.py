@@ -240,7 +240,7 @@ def test_a_corpus_becomes_one_file_of_views_and_two_tables(tmp_path: Path) -> No
     clips = [path.split(".")[0] for path in paths]
     manifest = pd.DataFrame({"clip": clips, "path": paths, "emotion": ["None", "joy"] * 3})
     audio, threads = AudioSettings(hop=640), torch.get_num_threads()
-    write_spectrograms(manifest, tmp_path, tmp_path, audio, ALL_VIEWS)
+    write_spectrograms(tmp_path, manifest, tmp_path, audio, ALL_VIEWS)
     assert torch.get_num_threads() == threads
     clips = pd.read_csv(tmp_path / "clips.csv", dtype=str, keep_default_na=False)
     expected = [["01", "8000", "None"], ["two", "8000", "None"], ["grüße an", "40000", "joy"]]
@@ -256,7 +256,7 @@ def test_a_corpus_becomes_one_file_of_views_and_two_tables(tmp_path: Path) -> No
         np.testing.assert_allclose(stored[row], LogMel(audio)(views)[:, 0], rtol=0, atol=2**-12 + 1e-6)
     assert (stored.min((2, 3)) == 0).all() and (stored.max((2, 3)) == 1).all()
     with pytest.raises(SamsgError, match=r"No sound in .* can be used; the first: silence\.wav: digital silence"):
-        write_spectrograms(manifest.query("clip == 'silence'"), tmp_path, tmp_path, audio, ALL_VIEWS)
+        write_spectrograms(tmp_path, manifest.query("clip == 'silence'"), tmp_path, audio, ALL_VIEWS)
 
 
 def test_a_recording_of_one_value_or_one_bit_is_silence() -> None:

@@ -208,20 +208,3 @@ def test_holm_by_hand():
     corrected = metrics.holm(pd.Series([0.01, np.nan, 0.04, 0.03, 0.5], index=list("abcde")))
     np.testing.assert_allclose(corrected, [0.04, np.nan, 0.09, 0.09, 0.5])
     assert metrics.holm(pd.Series([np.nan])).isna().all()
-
-
-# The SVM baseline
-
-
-@pytest.mark.parametrize(
-    "change", [lambda x: x + 1, lambda x: x * 2, lambda x: np.sort(x)], ids=["mean", "deviation", "change"]
-)
-def test_the_svm_learns_each_of_its_statistics_from_training_clips_alone(change):
-    random, labels = np.random.default_rng(0), np.tile(["high", "low"], 30)
-    spectrograms = random.normal(size=(60, 8, 50)).astype(np.float16)
-    spectrograms[labels == "high"] = change(spectrograms[labels == "high"])
-    parts = np.repeat(["train", "test"], 30)
-    predicted = metrics.statistics_svm(spectrograms, labels, parts)
-    assert predicted.shape == (60,) and (predicted == labels).all()
-    turned = np.where(parts == "test", "low", labels)
-    assert (metrics.statistics_svm(spectrograms, turned, parts) == predicted).all()
