@@ -57,10 +57,10 @@ def _download(corpus: str) -> Path:
 
         # The first channel, not the mean: audb would write mono files anew for a mean, and their SHA-256 would change.
         database = audb.load(name, version=version, format="wav", sampling_rate=16_000, channels=[0], num_workers=8)
+        return Path(database.root)
     except Exception as error:  # audb raises whatever its backends, the network and the decoders do
         requirement = "It needs a network and pip install -e '.[data]'."
         raise SamsgError(f"audb could not load {name} {version}: {error} {requirement} Or {advice}") from error
-    return Path(database.root)
 
 
 def _copy_clips(corpus: str, source: Path, target: Path) -> None:

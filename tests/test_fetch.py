@@ -61,9 +61,6 @@ def as_tar_gz(path: Path, content: dict[str, bytes]) -> Path:
     return Path(f"{path}.tar.gz")
 
 
-ANY_SOURCE = pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar_gz])
-
-
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -121,7 +118,7 @@ def test_emodb_through_audb(publish: Callable, folder: Path) -> None:
     assert read_corpus("emodb", folder)["emotion"].nunique() == 7
 
 
-@ANY_SOURCE
+@pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar_gz])
 def test_a_copy_of_the_user_becomes_the_layout_of_the_authors(pack: Callable, tmp_path: Path, folder: Path) -> None:
     content = sounds(EMODB, "download/EmoDB/wav/")
     content["download/EmoDB/wav/03a01Wa.WAV"] = content.pop("download/EmoDB/wav/03a01Wa.wav")
@@ -152,16 +149,16 @@ def test_an_archive_stays_in_its_folder(pack: Callable, name: str, tmp_path: Pat
     assert not Path("/tmp/03a01Wa.wav").exists()
 
 
-WRONG_SOURCES = {
-    "two sounds": (sounds(EMODB) | {"copy/03a01Wa.wav": b"another"}, "has 03a01Wa twice, with different sounds"),
-    "lfs": (sounds(EMODB[1:]) | {EMODB[0]: POINTER}, r"03a01Wa\.wav of .* is a Git LFS pointer.*git lfs pull"),
-    "another corpus": (sounds(CREMA_D), r"has no clip of EmoDB, named like wav/03a01Fa\.wav"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_SOURCES)
-def test_a_source_that_is_not_the_corpus_is_refused(kind: str, tmp_path: Path, folder: Path) -> None:
-    content, message = WRONG_SOURCES[kind]
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sounds(EMODB) | {"copy/03a01Wa.wav": b"another"}, "has 03a01Wa twice, with different sounds"),
+        (sounds(EMODB[1:]) | {EMODB[0]: POINTER}, r"03a01Wa\.wav of .* is a Git LFS pointer.*git lfs pull"),
+        (sounds(CREMA_D), r"has no clip of EmoDB, named like wav/03a01Fa\.wav"),
+    ],
+    ids=["two sounds", "lfs", "another corpus"],
+)
+def test_a_source_that_is_not_the_corpus_is_refused(content, message, tmp_path: Path, folder: Path) -> None:
     with pytest.raises(SamsgError, match=message):
         fetch("emodb", folder, as_zip(tmp_path / "copy", content))
     assert not folder.exists()
