@@ -1,8 +1,4 @@
-"""A corpus as one table (Section IV-A), from the names of its files or from a CSV; and its check.
-
-official/ lists the name, sample rate and length of every published file and, for EmoDB and CREMA-D, its SHA-256.
-RAVDESS's list follows from its file-name scheme.
-"""
+"""A corpus as one table (Section IV-A), from the names of its files or from a CSV; and its check."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import soundfile
@@ -29,7 +25,8 @@ PARTS_FILE = "parts.csv"  # beside that note, where the corpus has its own split
 NO_AUDIO = "1076_MTI_SAD_XX"  # a clip without audio, as CREMA-D's README says: it is not checked
 SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}  # raw: no header
 RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
-CHECK_COLUMNS = ["status", "reason", "sample_rate", "channels", "frames", "seconds", "sha256"]  # of a file
+CHECK_COLUMNS = ["status", "reason", "sample_rate", "channels", "frames", "sha256"]  # of a file
+USABLE = ["ok", "other content"]  # the statuses of files that training can read
 
 
 class Grammar(NamedTuple):
@@ -71,8 +68,7 @@ GRAMMARS = {
 
 def parse_path(path: str, corpus: str) -> dict[str, str] | None:
     """Clip, speaker, sentence and emotion from a file's path (with '/'); None if it does not have the corpus's form."""
-    match = re.search(rf"(?:^|/){GRAMMARS[corpus].pattern}$", path)
-    if match is None:
+    if (match := re.search(rf"(?:^|/){GRAMMARS[corpus].pattern}$", path)) is None:
         return None
     code, speaker, sentence, clip = match["code"], match["speaker"], match["sentence"], Path(path).stem
     if corpus == "savee":
@@ -94,30 +90,25 @@ def find_sounds(root: Path) -> list[str]:
 
 def parse_folder(root: Path, corpus: str) -> pd.DataFrame:
     """Path, clip, speaker, sentence and emotion of every sound below a folder; '' where a name is not the corpus's."""
-    no_labels = dict.fromkeys(("clip", "speaker", "sentence", "emotion"), "")
+    columns = ["path", "clip", "speaker", "sentence", "emotion"]
     # SAVEE's speaker may be the name of the root itself.
-    clips = {path: parse_path(f"{root.name}/{path}", corpus) or no_labels for path in find_sounds(root)}
-    return pd.DataFrame([{"path": path, **clip} for path, clip in clips.items()], columns=["path", *no_labels])
+    rows = [{"path": path, **(parse_path(f"{root.name}/{path}", corpus) or {})} for path in find_sounds(root)]
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
 
 
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
     """The manifest of a corpus: a row for each clip, sorted by clip, with the columns of ``COLUMNS``.
 
-    Args:
-        corpus: a key of ``GRAMMARS``, or the path of a CSV (data/README.md describes its columns).
-        root: the folder that paths are relative to; by default data/<corpus>, or a CSV's own folder.
-
-    Raises:
-        SamsgError: no such corpus, folder, files or columns; a clip listed twice; a class without clips.
+    ``corpus`` is a key of ``GRAMMARS``, or the path of a CSV (data/README.md describes its columns). Paths are relative
+    to ``root``, by default data/<corpus> or a CSV's own folder. SamsgError if there is no such corpus, folder, file or
+    column, if a clip is listed twice, or a class has no clips.
     """
-    folder = _folder(corpus, root)
-    manifest = _read_csv(Path(corpus), folder) if corpus.lower().endswith(".csv") else _read_grammar(corpus, folder)
-    manifest = manifest.sort_values("clip", ignore_index=True)
-    copies = manifest.loc[manifest["clip"].duplicated(keep=False), "path"]
-    if len(copies):
-        raise SamsgError(f"{corpus} has a clip twice, such as {copies.iat[0]} and {copies.iat[1]}; keep one of them.")
-    if manifest["emotion"].nunique() < 2:
-        raise SamsgError(f"{corpus} has {manifest['emotion'].nunique()} emotions; a classifier needs two or more.")
+    read = _read_csv if corpus.lower().endswith(".csv") else _read_grammar
+    manifest = read(corpus, _folder(corpus, root)).sort_values("clip", ignore_index=True)
+    if copies := manifest.loc[manifest["clip"].duplicated(keep=False), "path"].tolist():
+        raise SamsgError(f"{corpus} has a clip twice, such as {copies[0]} and {copies[1]}; keep one of them.")
+    if (n_emotions := manifest["emotion"].nunique()) < 2:
+        raise SamsgError(f"{corpus} has {n_emotions} emotions; a classifier needs two or more.")
     return manifest
 
 
@@ -135,7 +126,7 @@ def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
     return table[table["clip"] != ""].assign(corpus=corpus)[COLUMNS]
 
 
-def _read_csv(path: Path, root: Path) -> pd.DataFrame:
+def _read_csv(path: str, root: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False, index_col=False)
         table = table.rename(columns=str.strip).apply(lambda column: column.str.strip())
@@ -149,15 +140,14 @@ def _read_csv(path: Path, root: Path) -> pd.DataFrame:
     for entry, emotion in zip(table["path"], table["emotion"], strict=True):
         if not emotion or not f"{entry}{emotion}".isprintable():
             raise SamsgError(f"{path} has no emotion for {entry!r}, or characters that tables cannot hold.")
-    if "part" in table and set(table["part"]) != set(PARTS):
-        parts = ", ".join(map(repr, sorted(set(table["part"]))))
-        raise SamsgError(f"{path} has {parts} in column part; a published split needs each of {', '.join(PARTS)}.")
+    if "part" in table and (parts := {*table["part"]}) != {*PARTS}:
+        raise SamsgError(f"{path} has {sorted(parts)} in column part; a published split needs {', '.join(PARTS)}.")
     clips = table["path"]
     if len(clips) and clips.map(os.path.isabs).all():  # so that a clip keeps its name when the corpus moves
         folder = os.path.commonpath([os.path.dirname(clip) for clip in clips])
-        clips = clips.map(lambda clip: Path(os.path.relpath(clip, folder)).as_posix())
+        clips = clips.map(lambda clip: os.path.relpath(clip, folder))
     columns = [*COLUMNS, "part"] if "part" in table else COLUMNS
-    return table.assign(clip=clips, corpus=path.stem).reindex(columns=columns, fill_value="")
+    return table.assign(clip=clips, corpus=Path(path).stem).reindex(columns=columns, fill_value="")
 
 
 def emotions_of(manifest: pd.DataFrame) -> list[str]:
@@ -179,11 +169,12 @@ def fingerprint(manifest: pd.DataFrame, root: Path) -> str:
 
 
 def official_list(corpus: str) -> pd.DataFrame:
-    """A corpus as published, a row a file: file, sample_rate (Hz), frames (0: unknown), sha256 ('': unknown), clip,
-    speaker, sentence and emotion."""
+    """A corpus as published, a row a file: file, sample_rate (Hz), frames, sha256, clip, speaker, sentence and emotion.
+
+    Unknown are the SHA-256 ('') of SAVEE and RAVDESS, and the frames (0) of RAVDESS, whose file names are a scheme.
+    """
     path = Path(__file__).with_name("official") / f"{corpus}.csv.gz"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="bytes")
-    table = table.astype({"sample_rate": int, "frames": int})
+    table = pd.read_csv(path, dtype={"sha256": str}, keep_default_na=False).drop(columns="bytes")
     return table.join(pd.DataFrame([parse_path(file, corpus) for file in table["file"]]))
 
 
@@ -202,8 +193,9 @@ class Report(NamedTuple):
 
     def text(self) -> str:
         """Clips of each speaker and class, sample rates and channels, counts of each status, the verdict."""
-        sounds = self.files[self.files["status"].isin(["ok", "other content"])]
-        lines = [f"{self.place}: {len(sounds)} usable sounds, {sounds['seconds'].sum() / 60:.1f} min"]
+        sounds = self.files[self.files["status"].isin(USABLE)]
+        minutes = (sounds["frames"] / sounds["sample_rate"]).sum() / 60
+        lines = [f"{self.place}: {len(sounds)} usable sounds, {minutes:.1f} min"]
         if len(sounds):
             rows = sounds["speaker"].replace("", "unknown"), sounds["emotion"]
             lines.append(pd.crosstab(*rows, margins=True, margins_name="all").to_string(max_rows=24))
@@ -212,8 +204,7 @@ class Report(NamedTuple):
             lines.append(f"{column}: {', '.join(f'{value} ({count})' for value, count in counts.items())}")
         for status, rows in self.files.groupby("status", sort=False):
             lines.append(f"{len(rows):6}  {status}")
-            if status != "ok":
-                lines += [f"{'':8}{path}: {reason}" for path, reason in rows[["path", "reason"]].head(3).to_numpy()]
+            lines += [f"{'':8}{file.path}: {file.reason}" for file in rows.head(3).itertuples() if status != "ok"]
         return "\n".join([*lines, f"Verdict: {self.verdict}"])
 
 
@@ -222,30 +213,25 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
     folder = _folder(corpus, root)
     if corpus not in GRAMMARS:
         files = check_files(read_corpus(corpus, folder), folder)
-        return Report(corpus, files, *_verdict(files, ""))
-    sounds, official = parse_folder(folder, corpus), official_list(corpus)
-    sounds, official = sounds[sounds["clip"] != NO_AUDIO], official[official["clip"] != NO_AUDIO]
-    absent_files = official[~official["clip"].isin(sounds["clip"])].rename(columns={"file": "path"})[sounds.columns]
-    files = check_files(pd.concat([sounds, absent_files], ignore_index=True), folder)
-    official_rows = official.set_index("clip")
-    first_paths: dict[str, str] = {}  # clip -> path of its first file
-    statuses = []
-    for file in files.itertuples():
-        status, reason = file.status, file.reason
-        if file.clip not in official_rows.index:
-            status, reason = "unexpected name", reason or "not on the official list"
-        elif first_paths.setdefault(file.clip, file.path) != file.path:
-            status, reason = "duplicate", f"the same clip as {first_paths[file.clip]}"
-        elif file.Index >= len(sounds):  # a row of absent_files
-            status, reason = "missing", "not on disk"
-        elif status == "ok":
-            rate, frames, sha256 = official_rows.loc[file.clip, ["sample_rate", "frames", "sha256"]]
-            is_same_length = file.sample_rate == rate and frames in (0, file.frames)
-            if file.sha256 != sha256 and (sha256 or not is_same_length):
-                description = f"{file.sample_rate} Hz, {file.frames} samples"
-                status, reason = "other content", f"{description} (official: {rate} Hz, {frames or 'any'} samples)"
-        statuses.append((status, reason))
-    files[["status", "reason"]] = statuses
+        return Report(corpus, files, *_verdict(files))
+    sounds, official = parse_folder(folder, corpus), official_list(corpus).rename(columns={"file": "path"}).astype(str)
+    absent_files = official.loc[~official["clip"].isin(sounds["clip"]), sounds.columns]
+    files = check_files(pd.concat([sounds, absent_files]).query(f"clip != '{NO_AUDIO}'"), folder)
+    # Compared as text: numbers would not stay whole beside NaN, which is there for names that are not on the list.
+    found, listed = files.astype(str), files[["clip"]].merge(official, how="left", on="clip")
+    columns = ["sample_rate", "frames"] if "" in set(official["sha256"]) else ["sha256"]
+    is_other = (files["status"] == "ok") & ((found[columns] != listed[columns]) & (listed[columns] != "0")).any(axis=1)
+    length = found["sample_rate"] + " Hz, " + found["frames"] + " samples"
+    listed_length = listed["sample_rate"] + " Hz, " + listed["frames"].replace("0", "any") + " samples"
+    first_paths = files.groupby("clip")["path"].transform("first")
+    cases = [
+        (listed["path"].isna(), "unexpected name", files["reason"].replace("", "not on the official list")),
+        (files["path"] != first_paths, "duplicate", "the same clip as " + first_paths),
+        (~files["path"].isin(sounds["path"]), "missing", "not on disk"),
+        (is_other, "other content", length + " (official: " + listed_length + ")"),
+    ]
+    files["status"] = files["status"].case_when([(is_case, status) for is_case, status, _ in cases])
+    files["reason"] = files["reason"].case_when([(is_case, reason) for is_case, _, reason in cases])
     return Report(f"{GRAMMARS[corpus].title} in {folder}", files, *_verdict(files, " and official"))
 
 
@@ -255,8 +241,8 @@ def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
     The second copy of a recording is a 'duplicate' if a split may put it into another part.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        details = pool.map(_inspect, [root / path for path in files["path"]])
-        files = files.join(pd.DataFrame(details, columns=CHECK_COLUMNS))
+        details = pd.DataFrame(pool.map(_inspect, [root / path for path in files["path"]]), columns=CHECK_COLUMNS)
+    files = files.reset_index(drop=True).join(details)
     for _, copies in files[files["status"] == "ok"].groupby(["sha256", "emotion"]):
         if copies.get("part", copies["path"]).nunique() > 1:
             reason = f"the same recording as {copies['path'].iat[0]}"
@@ -264,27 +250,25 @@ def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
     return files
 
 
-def _inspect(path: Path) -> tuple[Any, ...]:
+def _inspect(path: Path) -> tuple[str | int, ...]:
     """The columns CHECK_COLUMNS of one file; it is unusable where training cannot read it."""
     try:
         reason, sound = why_unusable(read_sound(path), 16_000), soundfile.info(path)
     except SamsgError as error:
-        return "unusable", str(error).removeprefix(f"{path} "), 0, 0, 0, 0.0, ""
-    details = sound.samplerate, sound.channels, sound.frames, sound.duration, *hash_files([path])
-    return "unusable" if reason else "ok", reason, *details
+        return "unusable", str(error).removeprefix(f"{path} "), 0, 0, 0, ""
+    return "unusable" if reason else "ok", reason, sound.samplerate, sound.channels, sound.frames, *hash_files([path])
 
 
-def _verdict(files: pd.DataFrame, official: str) -> tuple[str, int]:
+def _verdict(files: pd.DataFrame, official: str = "") -> tuple[str, int]:
     """Verdict and exit code."""
+    is_usable = files["status"].isin(USABLE)
+    clip_counts = is_usable.groupby(files["emotion"]).sum().drop("", errors="ignore")
+    if few := ", ".join(f"{n} clips of {emotion}" for emotion, n in clip_counts.items() if n < FEWEST):
+        return f"not usable: {few} can be read, and a split needs {FEWEST} of each (see data/README.md).", 2
     counts = files.loc[(files["clip"] != "") & (files["status"] != "ok"), "status"].value_counts()
-    usable_files = files[files["status"].isin(["ok", "other content"])]
-    clip_counts = usable_files["emotion"].value_counts().reindex(sorted(set(files["emotion"]) - {""}), fill_value=0)
-    if clip_counts.min() < FEWEST:
-        clips = ", ".join(f"{n} clips of {emotion}" for emotion, n in clip_counts.items() if n < FEWEST)
-        return f"not usable: {clips} can be read, and a split needs {FEWEST} of each (see data/README.md).", 2
     if "duplicate" in counts:
         return "not usable: keep one file of each recording.", 2
     if counts.empty:
-        return f"complete{official}: {len(usable_files)} clips.", 0
+        return f"complete{official}: {is_usable.sum()} clips.", 0
     problems = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"usable, but not complete{official}: {problems}.", 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -31,13 +30,11 @@ def new_corpus(folder: Path, name: str = "") -> str:
         raise SamsgError(f"{csv_path} or {profile_path} already exists; remove both, or choose another --name.")
     files = check_files(guess_labels(folder), folder)
     is_usable = files["status"] == "ok"
-    is_rare = files["emotion"].map(files.loc[is_usable, "emotion"].value_counts()).fillna(0) < FEWEST
-    files.loc[is_usable & is_rare, ["status", "reason"]] = "left out", f"fewer than {FEWEST} recordings of its class"
-    files.loc[files["emotion"] == "", ["status", "reason"]] = "left out", "no class in its folder or name"
+    has_class = (is_usable.groupby(files["emotion"]).transform("sum") >= FEWEST) & (files["emotion"] != "")
+    files.loc[is_usable & ~has_class, ["status", "reason"]] = "left out", f"no class of {FEWEST} recordings in its path"
     clips = files[files["status"] == "ok"].assign(path=lambda table: f"{folder}/" + table["path"])
     if clips["emotion"].nunique() < 2:
-        problem = f"{folder} has {len(files)} sound files, but no two classes, in folders or in words of their names"
-        raise SamsgError(f"{problem}; write a CSV with columns path,emotion.")
+        raise SamsgError(f"{folder} has {len(files)} sounds, but no two classes in their paths; write a CSV of them.")
     epochs = min(12, max(4, 5000 // len(clips)))  # for 1 000 clips: 5, 5 and 3 epochs, 6 minutes
     corpus_settings = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
     content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: corpus_settings}}
@@ -59,35 +56,26 @@ def guess_labels(folder: Path) -> pd.DataFrame:
         table = parse_folder(folder, corpus)
         if (table["clip"] == "").mean() < 0.1:
             return table
-    # Not a corpus of GRAMMARS: of the last table only the paths are used.
     table = table.assign(clip=table["path"], emotion="", speaker="", sentence="")
-    columns, ranks = _columns(table["path"]), {}
+    # Classes and speakers are values of a folder or of a word of the last folder and the name, counted from both ends.
+    parts = table["path"].map(lambda path: Path(path).with_suffix("").parts)
+    words = parts.str[-2:].str.join("/").str.findall("[^-_. /]+")
+    letters = words.map(lambda row: [word.rstrip("0123456789") or None for word in row])
+    kinds = {"folder": parts.str[:-1], "word": words, "letters": letters}
+    columns = {(kind, place): kinds[kind].str[place] for kind in kinds for place in (*range(5), *range(-5, 0))}
+    ranks = {}
     for key, column in columns.items():
-        counts = column[column != ""].value_counts()
-        if 2 <= len(counts) <= 20 and counts.median() >= FEWEST:
+        counts = column.value_counts()
+        if 2 <= len(counts) <= 20 and counts.median() >= FEWEST and counts.sum() > 0.9 * len(table):
             # Names of emotions first, then folders, then the fewest values.
             ranks[key] = counts.index.str.match(EMOTION).mean() > 0.5, key[0] == "folder", -len(counts)
     if not ranks:
         return table
-    emotion = columns[max(ranks, key=lambda key: ranks[key])]
-    is_common = emotion.map(emotion[emotion != ""].value_counts()) >= FEWEST
+    emotion = columns[max(ranks, key=ranks.__getitem__)]
+    common = emotion[emotion.map(emotion.value_counts()) >= FEWEST]
     for column in columns.values():
         # Speakers have several classes each, and two clips of a class on average; a take or a sentence has one.
-        pairs = pd.crosstab(column[is_common], emotion[is_common]).loc[lambda pairs: (pairs > 0).sum(axis=1) > 1]
-        if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * is_common.sum(), 2 * pairs.size):
-            return table.assign(emotion=emotion, speaker=column)
-    return table.assign(emotion=emotion)
-
-
-def _columns(paths: Iterable[str]) -> dict[tuple[str, int], pd.Series]:
-    """Each folder, and each word of the last folder and the name, that nine in ten paths have, from both ends."""
-    folders = [list(Path(path).parts[:-1]) for path in paths]
-    words = [re.split(r"[-_. ]+", "_".join(Path(path).with_suffix("").parts[-2:])) for path in paths]
-    letters = [[word.rstrip("0123456789") for word in row] for row in words]
-    columns = {}
-    for kind, rows in {"folder": folders, "word": words, "letters": letters}.items():
-        for index in (*range(5), *range(-5, 0)):
-            column = pd.Series([row[index] if -len(row) <= index < len(row) else "" for row in rows], dtype=str)
-            if (column != "").mean() > 0.9:
-                columns[kind, index] = column
-    return columns
+        pairs = pd.crosstab(column, common).loc[lambda pairs: (pairs > 0).sum(axis=1) > 1]
+        if len(pairs) > 1 and pairs.to_numpy().sum() >= max(0.9 * len(common), 2 * pairs.size):
+            return table.assign(emotion=emotion, speaker=column).fillna("")
+    return table.assign(emotion=emotion).fillna("")
