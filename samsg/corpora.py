@@ -90,10 +90,9 @@ def find_sounds(root: Path) -> list[str]:
 
 def parse_folder(root: Path, corpus: str) -> pd.DataFrame:
     """Path, clip, speaker, sentence and emotion of every sound below a folder; '' where a name is not the corpus's."""
-    columns = ["path", "clip", "speaker", "sentence", "emotion"]
     # SAVEE's speaker may be the name of the root itself.
     rows = [{"path": path, **(parse_path(f"{root.name}/{path}", corpus) or {})} for path in find_sounds(root)]
-    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
+    return pd.DataFrame(rows, columns=["path", "clip", "speaker", "sentence", "emotion"], dtype=object).fillna("")
 
 
 def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
@@ -113,8 +112,7 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
 
 
 def _folder(corpus: str, root: str | Path | None) -> Path:
-    default = Path(corpus).parent if corpus.lower().endswith(".csv") else home() / "data" / corpus
-    return Path(root or default)
+    return Path(root or (Path(corpus).parent if corpus.lower().endswith(".csv") else home() / "data" / corpus))
 
 
 def _read_grammar(corpus: str, root: Path) -> pd.DataFrame:
@@ -169,10 +167,8 @@ def fingerprint(manifest: pd.DataFrame, root: Path) -> str:
 
 
 def official_list(corpus: str) -> pd.DataFrame:
-    """A corpus as published, a row a file: file, sample_rate (Hz), frames, sha256, clip, speaker, sentence and emotion.
-
-    Unknown are the SHA-256 ('') of SAVEE and RAVDESS, and the frames (0) of RAVDESS, whose file names are a scheme.
-    """
+    """A corpus as published, a row a file: file, sample_rate (Hz), frames (0: unknown), sha256 ('': unknown), clip,
+    speaker, sentence and emotion."""
     path = Path(__file__).with_name("official") / f"{corpus}.csv.gz"
     table = pd.read_csv(path, dtype={"sha256": str}, keep_default_na=False).drop(columns="bytes")
     return table.join(pd.DataFrame([parse_path(file, corpus) for file in table["file"]]))
@@ -236,10 +232,7 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
 
 
 def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Decode every file of a table: the table with the columns CHECK_COLUMNS.
-
-    The second copy of a recording is a 'duplicate' if a split may put it into another part.
-    """
+    """Decode every file: the table with CHECK_COLUMNS. A copy that a split may put into another part is a duplicate."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         details = pd.DataFrame(pool.map(_inspect, [root / path for path in files["path"]]), columns=CHECK_COLUMNS)
     files = files.reset_index(drop=True).join(details)

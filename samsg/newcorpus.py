@@ -14,9 +14,7 @@ from samsg.settings import SamsgError, home, profile_names
 from samsg.storage import atomic
 
 EMOTION = re.compile("ang|fea|hap|joy|sad|neu|sur|bor|calm|disg", re.IGNORECASE)  # how names of emotions begin
-# The demo, alone on two virtual CPUs: 5.1 to 6.2 s an epoch of stage i and 6.9 s of stage ii for 441 to 450 clips
-# (runs/demo/*/random/seed0/*/history.csv), and about 20 s for each of seven notebooks beside its training.
-SECONDS_PER_CLIP, SECONDS_TO_START = 0.014, 150
+SECONDS_PER_CLIP, SECONDS_TO_START = 0.014, 150  # of an epoch; of the notebooks: data/README.md, Time
 
 
 def new_corpus(folder: Path, name: str = "") -> str:

@@ -33,7 +33,7 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     SamsgError if the protocol is unknown, a class has fewer than 3 clips, or speakers or sentences are too few.
     """
     check_name("protocol", protocol, PROTOCOLS)
-    emotions, n_clips = manifest["emotion"], len(manifest)
+    emotions, parts = manifest["emotion"], np.full(len(manifest), "train", dtype=object)
     counts = emotions.value_counts()
     if counts.min() < FEWEST:
         rarest = f"{counts.min()} clips of '{counts.idxmin()}'"
@@ -41,8 +41,8 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
     if protocol == "random" and "part" in manifest:
         return manifest.copy()
     if protocol == "random":
-        size = max(math.ceil(HELD_OUT * n_clips), len(counts))
-        indices, test = train_test_split(np.arange(n_clips), test_size=size, stratify=emotions, random_state=seed)
+        size = max(math.ceil(HELD_OUT * len(parts)), len(counts))
+        indices, test = train_test_split(np.arange(len(parts)), test_size=size, stratify=emotions, random_state=seed)
         _, validation = train_test_split(indices, test_size=size, stratify=emotions.iloc[indices], random_state=seed)
     else:
         groups, k = _groups(manifest, protocol, 3 if protocol == "speaker" else 2), folds(manifest, protocol)
@@ -57,7 +57,6 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # a fold may lack a rare emotion
                 test_folds = [test_fold for _, test_fold in dealer.split(groups, emotions, groups)]
             validation, test = test_folds[(fold + 1) % k], test_folds[fold]
-    parts = np.full(n_clips, "train", dtype=object)
     parts[validation], parts[test] = "validation", "test"
     return manifest.assign(part=parts)
 
