@@ -6,13 +6,14 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import soundfile
+import yaml
 
 from samsg.audio import read_sound, why_unusable
 from samsg.settings import SamsgError, check_name, home
@@ -24,46 +25,25 @@ SYNTHETIC_NOTE = "SYNTHETIC.txt"  # in the folder of every embedded corpus
 PARTS_FILE = "parts.csv"  # beside that note, where the corpus has its own split: path, part
 NO_AUDIO = "1076_MTI_SAD_XX"  # a clip without audio, as CREMA-D's README says: it is not checked
 SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}  # raw: no header
-RAVDESS_EMOTIONS = ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise")  # 01 to 08
 CHECK_COLUMNS = ["status", "reason", "sample_rate", "channels", "frames", "sha256"]  # of a file
 USABLE = ["ok", "other content"]  # the statuses of files that training can read
 
 
 class Grammar(NamedTuple):
-    """How a corpus names its files."""
+    """How a corpus names its files, and where a copy comes from."""
 
     title: str  # the name of the corpus in print
     pattern: str  # of the end of a path; groups speaker, code (of the emotion) and sentence
     emotions: dict[str, str]  # code -> emotion
     example: str  # a path, for messages
+    folder: str  # of a speaker's files, in the authors' layout
+    source: str  # what a person does for a copy
+    package: Sequence[str] = ()  # name and version in audb's repository, if it is there
 
 
-GRAMMARS = {
-    "savee": Grammar(
-        "SAVEE",
-        r"(?P<speaker>DC|JE|JK|KL)[_/](?P<code>a|d|f|h|n|sa|su)(?P<sentence>\d\d)\.(?i:wav)",
-        dict(a="anger", d="disgust", f="fear", h="happiness", n="neutral", sa="sadness", su="surprise"),
-        "AudioData/DC/a01.wav or DC_a01.wav",
-    ),
-    "emodb": Grammar(
-        "EmoDB",
-        r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<code>[WLEAFTN])[a-z]\.(?i:wav)",
-        dict(W="anger", L="boredom", E="disgust", A="fear", F="happiness", T="sadness", N="neutral"),
-        "wav/03a01Fa.wav",
-    ),
-    "crema_d": Grammar(
-        "CREMA-D",
-        r"(?P<speaker>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<code>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX?)\.(?i:wav)",
-        dict(ANG="anger", DIS="disgust", FEA="fear", HAP="happiness", NEU="neutral", SAD="sadness"),
-        "AudioWAV/1001_DFA_ANG_XX.wav",
-    ),
-    "ravdess": Grammar(  # modality 03: audio alone; channel 01: speech; intensity; statement; repetition; actor
-        "RAVDESS",
-        r"03-01-(?P<code>0[1-8])-0[12]-(?P<sentence>0[12])-0[12]-(?P<speaker>0[1-9]|1\d|2[0-4])\.(?i:wav|flac)",
-        {f"0{number}": emotion for number, emotion in enumerate(RAVDESS_EMOTIONS, start=1)},
-        "Actor_01/03-01-06-01-02-01-01.wav",
-    ),
-}
+OFFICIAL = Path(__file__).with_name("official")  # the grammars, and lists of all files as published
+ENTRIES = yaml.safe_load((OFFICIAL / "grammars.yaml").read_text(encoding="utf-8"))
+GRAMMARS = {corpus: Grammar(**entry) for corpus, entry in ENTRIES.items()}
 
 
 def parse_path(path: str, corpus: str) -> dict[str, str] | None:
@@ -169,8 +149,8 @@ def fingerprint(manifest: pd.DataFrame, root: Path) -> str:
 def official_list(corpus: str) -> pd.DataFrame:
     """A corpus as published, a row a file: file, sample_rate (Hz), frames (0: unknown), sha256 ('': unknown), clip,
     speaker, sentence and emotion."""
-    path = Path(__file__).with_name("official") / f"{corpus}.csv.gz"
-    table = pd.read_csv(path, dtype={"sha256": str}, keep_default_na=False).drop(columns="bytes")
+    table = pd.read_csv(OFFICIAL / f"{corpus}.csv.gz", dtype={"sha256": str}, keep_default_na=False)
+    table = table.drop(columns="bytes")
     return table.join(pd.DataFrame([parse_path(file, corpus) for file in table["file"]]))
 
 

@@ -11,16 +11,6 @@ from samsg.corpora import GRAMMARS, parse_folder
 from samsg.settings import SamsgError, check_name
 from samsg.storage import whole_folder
 
-# Name and version in audb's repository. EmoDB 2.0.0 is another corpus: it adds ambiguous recordings.
-PACKAGES = {"emodb": ("emodb", "1.4.1"), "crema_d": ("crema-d", "1.3.0")}
-SOURCES = {
-    "savee": "register with the University of Surrey (kahlan.eps.surrey.ac.uk/savee) and download its audio archive",
-    "emodb": "download it from its authors (emodb.bilderbar.info)",
-    "crema_d": "clone github.com/CheyneyComputerScience/CREMA-D and run 'git lfs pull' there",
-    "ravdess": "download Audio_Speech_Actors_01-24.zip from Zenodo (doi.org/10.5281/zenodo.1188976)",
-}
-FOLDERS = {"savee": "AudioData/{speaker}", "emodb": "wav", "crema_d": "AudioWAV", "ravdess": "Actor_{speaker}"}
-
 
 def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
     """Copy a corpus into its folder, complete or not at all, in its authors' layout; returns the absolute folder.
@@ -48,10 +38,11 @@ def fetch(corpus: str, folder: Path, source: Path | None = None) -> Path:
 
 def _download(corpus: str) -> Path:
     """Load a corpus into audb's cache, 16 kHz and mono: -> its folder there."""
-    advice = f"{SOURCES[corpus]}, then run: samsg data fetch {corpus} --source FOLDER_OR_ARCHIVE"
-    if corpus not in PACKAGES:
-        raise SamsgError(f"{GRAMMARS[corpus].title} cannot be downloaded by a program. Please {advice}")
-    name, version = PACKAGES[corpus]
+    grammar = GRAMMARS[corpus]
+    advice = f"{grammar.source}, then run: samsg data fetch {corpus} --source FOLDER_OR_ARCHIVE"
+    if not grammar.package:
+        raise SamsgError(f"{grammar.title} cannot be downloaded by a program. Please {advice}")
+    name, version = grammar.package
     try:
         import audb
 
@@ -72,7 +63,7 @@ def _copy_clips(corpus: str, source: Path, target: Path) -> None:
         if content.startswith(LFS_POINTER):
             raise SamsgError(f"{clip.path} of {source} is a Git LFS pointer, not a sound; run 'git lfs pull' there.")
         stem = clip.clip.removeprefix(f"{clip.speaker}_") if corpus == "savee" else clip.clip
-        path = target / FOLDERS[corpus].format(speaker=clip.speaker) / f"{stem}{Path(clip.path).suffix.lower()}"
+        path = target / GRAMMARS[corpus].folder.format(speaker=clip.speaker) / f"{stem}{Path(clip.path).suffix.lower()}"
         if path.exists() and path.read_bytes() != content:
             raise SamsgError(f"{source} has {clip.clip} twice, with different sounds; remove one of them.")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from toys import tone
 
-from samsg.corpora import read_corpus
-from samsg.fetch import PACKAGES, fetch
+from samsg.corpora import GRAMMARS, read_corpus
+from samsg.fetch import fetch
 from samsg.settings import SamsgError
 
 EMODB = [f"03{sentence}{code}a.wav" for sentence in ("a01", "b02") for code in "WLEAFTN"]
@@ -91,7 +91,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     monkeypatch.delenv("AUDB_SHARED_CACHE_ROOT", raising=False)
 
     def work(corpus: str, content: dict[str, bytes], version: str | None = None) -> None:
-        name, pinned = PACKAGES[corpus]
+        name, pinned = GRAMMARS[corpus].package
         build = as_folder(root / f"build-{corpus}", content)
         database = audformat.Database(name)
         database["files"] = audformat.Table(audformat.filewise_index(sorted(content)))
