@@ -154,11 +154,6 @@ def official_list(corpus: str) -> pd.DataFrame:
     return table.join(pd.DataFrame([parse_path(file, corpus) for file in table["file"]]))
 
 
-def published_counts(corpus: str, by: str = "emotion") -> pd.Series:
-    """Clips of each emotion, speaker or sentence, as published."""
-    return official_list(corpus)[by].value_counts().sort_index()
-
-
 class Report(NamedTuple):
     """What a check of a corpus found."""
 

@@ -57,18 +57,12 @@ class OverlappingPatchEmbed(PatchEmbed):
 class SpectrogramDeiT(nn.Module):
     """DeiT with an emotion head on (CLS + DIST) / 2 and a reconstruction head on the patch tokens (Fig. 1).
 
-    Args:
-        n_classes: number of emotions.
-        size: 'tiny', 'small' or 'base' (dim 192, 384, 768; heads 3, 6, 12; 12 blocks).
-        depth: number of blocks; None: 12.
-        n_mels, n_frames: size of the spectrogram along frequency and time, in cells.
-        patch, stride: side of a patch and distance between neighbours, in cells.
-        weights: 'random'; 'imagenet', from timm's hub; 'embedded', samsg's own DeiT-tiny of six blocks; 'dinov2', the
-            ViT-S of ``samsg weights``; or a file of a distilled DeiT (.safetensors, or .pth as its authors publish it).
-        normalize: mean and standard deviation of the input. With ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated
-            as the grey pictures that DeiT was trained on.
-
-    SamsgError if the weights are missing or do not fit.
+    Sizes: 'tiny', 'small', 'base' (dim 192, 384, 768; heads 3, 6, 12), with 12 blocks if ``depth`` is None. Inputs
+    have n_mels x n_frames cells, patches patch x patch, one every ``stride`` cells. ``weights``: 'random'; 'imagenet',
+    from timm's hub; 'embedded', samsg's own DeiT-tiny of six blocks; 'dinov2', the ViT-S of ``samsg weights``; or a
+    file of a distilled DeiT (.safetensors, or .pth as its authors publish it). ``normalize``: mean and standard
+    deviation of the input. With ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated as the grey pictures that DeiT was
+    trained on. SamsgError if the weights are missing or do not fit.
     """
 
     def __init__(

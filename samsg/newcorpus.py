@@ -32,7 +32,9 @@ def new_corpus(folder: Path, name: str = "") -> str:
     files.loc[is_usable & ~has_class, ["status", "reason"]] = "left out", f"no class of {FEWEST} recordings in its path"
     clips = files[files["status"] == "ok"].assign(path=lambda table: f"{folder}/" + table["path"])
     if clips["emotion"].nunique() < 2:
-        raise SamsgError(f"{folder} has {len(files)} sounds, but no two classes in their paths; write a CSV of them.")
+        raise SamsgError(
+            f"{folder} has {len(files)} sounds, but no two classes in paths; write a CSV (path,emotion)."
+        )
     epochs = min(12, max(4, 5000 // len(clips)))  # for 1 000 clips: 5, 5 and 3 epochs, 6 minutes
     corpus_settings = {"reader": f"data/{name}.csv", "title": name, "note": "own recordings"}
     content = {"extends": "demo", "description": f"Recordings in {folder.name}", "corpora": {name: corpus_settings}}

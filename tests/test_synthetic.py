@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from samsg.corpora import PARTS, PARTS_FILE, SYNTHETIC_NOTE, published_counts, read_corpus
+from samsg.corpora import PARTS, PARTS_FILE, SYNTHETIC_NOTE, official_list, read_corpus
 from samsg.settings import SamsgError, SyntheticSettings, load_profile
 from samsg.stages import open_run, read_manifest
 
@@ -49,7 +49,7 @@ def test_names_are_official_and_sounds_are_speech_in_a_quiet_room(folders, name)
         assert 1.0 < len(samples) / rate < 7.0 and 0.02 < np.abs(samples).max() < 0.99, path
         assert np.count_nonzero(samples) > 0.5 * len(samples), path  # a room's noise, not digital silence
     for column in ("speaker", "sentence", "emotion"):
-        assert set(manifest[column]) <= set(published_counts(name, column).index)
+        assert set(manifest[column]) <= set(official_list(name)[column])
     assert manifest["speaker"].nunique() == SETTINGS[name].speakers
     counts = manifest["emotion"].value_counts().to_dict()
     if name == "savee":  # neutral has twice as many sentences
