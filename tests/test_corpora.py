@@ -323,5 +323,5 @@ def test_a_folder_becomes_a_csv_and_a_profile(home):
         new_corpus(folder)
     with pytest.raises(SamsgError, match="cannot be named 'emodb'"):
         new_corpus(folder, "emodb")
-    with pytest.raises(SamsgError, match=r"odd has 1 sounds, but no two classes.*write a CSV of them"):
+    with pytest.raises(SamsgError, match=r"odd has 1 sounds, but no two classes.*write a CSV"):
         new_corpus(folder / "odd")
