@@ -15,7 +15,6 @@ from .masking import masked_cells as masked_cells
 from .masking import partly_black as partly_black
 from .model import SpectrogramDeiT as SpectrogramDeiT
 from .model import patch_grid as patch_grid
-from .newcorpus import new_corpus as new_corpus
 from .rollout import attention_maps as attention_maps
 from .rollout import attention_rollout as attention_rollout
 from .rollout import rollout_row as rollout_row
@@ -23,6 +22,8 @@ from .settings import Profile as Profile
 from .settings import SamsgError as SamsgError
 from .settings import home as home
 from .settings import load_profile as load_profile
+from .sources import fetch_corpus as fetch_corpus
+from .sources import new_corpus as new_corpus
 from .splits import split as split
 from .stages import Run as Run
 from .stages import check_sounds as check_sounds

@@ -47,9 +47,7 @@ def fetch(
     folder: Annotated[Path | None, typer.Option(help="the target; data/<corpus> by default")] = None,
 ) -> None:
     """Get a corpus: EmoDB and CREMA-D by download, any corpus from a copy that you have."""
-    from samsg.fetch import fetch as fetch_corpus
-
-    target = fetch_corpus(corpus, folder or home() / "data" / corpus, source)
+    target = samsg.fetch_corpus(corpus, folder or home() / "data" / corpus, source)
     print(f"{corpus} is in {target}. Next: samsg data check {corpus}")
 
 

@@ -16,8 +16,8 @@ from toys import wav
 
 from samsg import corpora
 from samsg.corpora import COLUMNS, GRAMMARS, check_corpus, fingerprint, official_list, parse_path, read_corpus
-from samsg.newcorpus import guess_labels, new_corpus
 from samsg.settings import SamsgError, load_profile
+from samsg.sources import guess_labels, new_corpus
 
 FILES = {corpus: official_list(corpus).groupby("emotion")["file"].first().tolist() for corpus in GRAMMARS}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 60788\n"

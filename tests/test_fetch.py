@@ -15,8 +15,8 @@ import soundfile
 from toys import tone
 
 from samsg.corpora import GRAMMARS, read_corpus
-from samsg.fetch import fetch
 from samsg.settings import SamsgError
+from samsg.sources import fetch_corpus
 
 EMODB = [f"03{sentence}{code}a.wav" for sentence in ("a01", "b02") for code in "WLEAFTN"]
 SAVEE = [f"{code}{number}.wav" for code in ("a", "d", "f", "h", "n", "sa", "su") for number in ("01", "04")]
@@ -106,9 +106,9 @@ def test_emodb_through_audb(publish: Callable, folder: Path) -> None:
     content["wav/03a01La.wav"] = sound("03a01La.wav", 44_100, channels=2)
     publish("emodb", content, version="1.0.0")
     with pytest.raises(SamsgError, match=r"audb could not load emodb 1\.4\.1: .*Cannot find version '1\.4\.1'"):
-        fetch("emodb", folder)  # another version is not taken
+        fetch_corpus("emodb", folder)  # another version is not taken
     publish("emodb", content)
-    assert fetch("emodb", folder) == folder
+    assert fetch_corpus("emodb", folder) == folder
     assert files(folder) == sorted(content)
     for name, data in content.items():
         info = soundfile.info(folder / name)
@@ -123,16 +123,16 @@ def test_a_copy_of_the_user_becomes_the_layout_of_the_authors(pack: Callable, tm
     content = sounds(EMODB, "download/EmoDB/wav/")
     content["download/EmoDB/wav/03a01Wa.WAV"] = content.pop("download/EmoDB/wav/03a01Wa.wav")
     others = ["__MACOSX/wav/._03a01Wa.wav", ".DS_Store", "EmoDB/lablaut/03a01Wa.lablaut", "music.wav"]
-    fetch("emodb", folder, pack(tmp_path / "copy", content | dict.fromkeys(others, b"no sound")))
+    fetch_corpus("emodb", folder, pack(tmp_path / "copy", content | dict.fromkeys(others, b"no sound")))
     assert files(folder) == sorted(f"wav/{name}" for name in EMODB)
     assert (folder / "wav/03a01Wa.wav").read_bytes() == sound("03a01Wa.wav")
 
 
 def test_savee_in_another_layout_and_ravdess_with_every_actor_twice(tmp_path: Path, folder: Path) -> None:
-    fetch("savee", folder / "savee", as_zip(tmp_path / "savee", sounds(SAVEE, "DC_")))
+    fetch_corpus("savee", folder / "savee", as_zip(tmp_path / "savee", sounds(SAVEE, "DC_")))
     assert files(folder / "savee") == sorted(f"AudioData/DC/{name}" for name in SAVEE)
     content = sounds(RAVDESS, "Actor_07/") | sounds(RAVDESS, "audio_speech_actors_01-24/Actor_07/")
-    fetch("ravdess", folder / "ravdess", as_zip(tmp_path / "Audio_Speech_Actors_01-24", content))
+    fetch_corpus("ravdess", folder / "ravdess", as_zip(tmp_path / "Audio_Speech_Actors_01-24", content))
     assert files(folder / "ravdess") == [f"Actor_07/{name}" for name in RAVDESS]
 
 
@@ -142,7 +142,7 @@ def test_savee_in_another_layout_and_ravdess_with_every_actor_twice(tmp_path: Pa
 def test_an_archive_stays_in_its_folder(pack: Callable, name: str, tmp_path: Path, folder: Path) -> None:
     source = pack(tmp_path / "slip", {name: sound("03a01Wa.wav"), **sounds(EMODB[1:])})
     try:
-        fetch("emodb", folder, source)
+        fetch_corpus("emodb", folder, source)
     except SamsgError as error:
         assert re.search(r"slip\.tar\.gz is not a folder, zip or tar that can be unpacked: .*outside", str(error))
     assert set(files(folder)) <= {f"wav/{clip}" for clip in EMODB}
@@ -160,7 +160,7 @@ def test_an_archive_stays_in_its_folder(pack: Callable, name: str, tmp_path: Pat
 )
 def test_a_source_that_is_not_the_corpus_is_refused(content, message, tmp_path: Path, folder: Path) -> None:
     with pytest.raises(SamsgError, match=message):
-        fetch("emodb", folder, as_zip(tmp_path / "copy", content))
+        fetch_corpus("emodb", folder, as_zip(tmp_path / "copy", content))
     assert not folder.exists()
 
 
@@ -170,12 +170,12 @@ def test_what_cannot_be_fetched_says_why(tmp_path: Path, folder: Path) -> None:
         os.truncate(archive, archive.stat().st_size // 2)
     for source in (tmp_path / "nowhere.zip", as_folder(tmp_path, {"emodb.rar": b"Rar!"}) / "emodb.rar", *cut):
         with pytest.raises(SamsgError, match=rf"{source} is not a folder, zip or tar that can be unpacked"):
-            fetch("emodb", folder, source)
+            fetch_corpus("emodb", folder, source)
         assert not folder.exists()
     with pytest.raises(SamsgError, match=r"University of Surrey.*samsg data fetch savee --source"):
-        fetch("savee", folder)
+        fetch_corpus("savee", folder)
     with pytest.raises(SamsgError, match=r"no corpus 'emo-db'; .*Did you mean 'emodb'"):
-        fetch("emo-db", folder)
+        fetch_corpus("emo-db", folder)
     with pytest.raises(SamsgError, match="already holds files"):
-        fetch("emodb", as_folder(folder, {"thesis.txt": b"mine"}), as_zip(tmp_path / "zip", sounds(EMODB)))
+        fetch_corpus("emodb", as_folder(folder, {"thesis.txt": b"mine"}), as_zip(tmp_path / "zip", sounds(EMODB)))
     assert (folder / "thesis.txt").read_bytes() == b"mine"
