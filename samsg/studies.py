@@ -1,8 +1,7 @@
 """Past the paper: variants of a profile, trained on the same splits and compared.
 
-Stages that a variant shares with its profile (spectrograms, stage i, its rollout) are made once, so that variants
-differ in what they change and in nothing else. A study's test predictions and training scores are two tables in
-paper_figures/<profile>/, from which its results are drawn.
+Stages that a variant shares with its profile are made once, so that variants differ in what they change and in nothing
+else. A study leaves two tables in paper_figures/<profile>/, from which its results are drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import pandas as pd
 
 from samsg.corpora import emotions_of
 from samsg.metrics import Difference, Estimate, estimate_text, holm, paired_difference, summarise, unit_of
-from samsg.model import IMAGENET_GREY
 from samsg.settings import REPOSITORY, Profile, SamsgError, home
 from samsg.stages import Run, open_run, read_history, read_predictions, read_table, run_stages, svm_predictions
 from samsg.storage import atomic
@@ -36,9 +34,6 @@ SAMSG, DEIT = Variant("SAMSG", {}), Variant("DeiT", {}, "baseline")
 # Stage ii without masks: the same epochs and the same restart as SAMSG, and nothing of its method.
 NO_MASKS = Variant("SAMSG, no masks", {"mask": {"strategy": "none"}})
 LONG = NO_MASKS._replace(title="DeiT, as many epochs", stage="samsg")
-RANDOM = Variant("SAMSG, random masks", {"mask": {"strategy": "random"}})
-LEAST = Variant("SAMSG, least attended masks", {"mask": {"strategy": "least"}})
-CONTROLS = [RANDOM, LEAST, NO_MASKS]
 FIFTH = {"select": "share", "padding": "exclude"}  # of the patches with speech: every map masks the same area
 CLAIM = [
     Variant("SAMSG, random masks", {"mask": {"strategy": "random", **FIFTH}}),
@@ -47,38 +42,17 @@ CLAIM = [
     Variant("SAMSG, gradient map", {"rollout": {"reading": "gradient"}, "mask": FIFTH}),
 ]
 CLAIM_STAGE_II = [variant._replace(title=f"{variant.title}, stage ii", stage="samsg") for variant in CLAIM]
-STAGE_II = Variant("SAMSG, stage ii", {}, "samsg")
-NO_RECONSTRUCTION = Variant("SAMSG, no reconstruction", {"samsg": {"reconstruction_weight": 0.0}})
-RECONSTRUCTION_ONLY = Variant("SAMSG, reconstruction only", {"samsg": {"classification_weight": 0.0}})
-STUDIES: dict[str, list[Variant]] = {
-    "claim": [DEIT, LONG, NO_MASKS, *CLAIM, *CLAIM_STAGE_II],
-    "controls": [SAMSG, DEIT, LONG, *CONTROLS, STAGE_II, NO_RECONSTRUCTION, RECONSTRUCTION_ONLY],
-    "masks": [SAMSG, DEIT, LONG, RANDOM, NO_MASKS],
-    "sensitivity": [
-        SAMSG,
-        Variant("threshold 0.3", {"mask": {"threshold": 0.3}}),
-        Variant("threshold 0.7", {"mask": {"threshold": 0.7}}),
-        Variant("a fifth of the patches", {"mask": {"select": "share"}}),
-        Variant("alpha 0.5", {"rollout": {"alpha": 0.5}}),
-        Variant("alpha 1", {"rollout": {"alpha": 1.0}}),
-        Variant("product as printed", {"rollout": {"reading": "as_printed"}}),
-        Variant("discarding", {"rollout": {"reading": "discard"}}),
-        Variant("mean of CLS and DIST", {"rollout": {"token": "mean"}}),
-        Variant("masked with ImageNet's grey", {"mask": {"fill": IMAGENET_GREY[0]}}),
-        Variant("reconstruction weight 10", {"samsg": {"reconstruction_weight": 10.0}}),
-    ],
-}
+STUDIES = {"claim": [DEIT, LONG, NO_MASKS, *CLAIM, *CLAIM_STAGE_II]}  # notebooks 08 and 10 add their own
 
 
 def changed(profile: Profile, variant: Variant) -> Profile:
     """The profile with a variant's settings, under a name of its own."""
     if not variant.changes:
         return profile
-    content = profile.model_dump()
-    groups = {group: {**content[group], **values} for group, values in variant.changes.items()}
+    groups = {group: getattr(profile, group).model_dump() | values for group, values in variant.changes.items()}
     suffix = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
     name = f"{profile.name}.{suffix.replace('.', '_')}"  # stages.find_run splits it at its last dot
-    return Profile(**{**content, **groups, "name": name, "variant_of": profile})
+    return Profile(**{**profile.model_dump(), **groups, "name": name, "variant_of": profile})
 
 
 def variant_run(run: Run, variant: Variant) -> Run:
@@ -105,50 +79,42 @@ def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def study_training(runs: Iterable[Run], study: str) -> pd.DataFrame:
-    """The last epoch of each variant's last stage, one row a variant and seed: the columns of its history."""
-    rows = []
-    for run in runs:
-        for variant in STUDIES[study]:
-            last_epoch = read_history(variant_run(run, variant), variant.stage).iloc[-1]
-            rows.append({"variant": variant.title, "seed": run.seed, **last_epoch})
-    return pd.DataFrame(rows).drop(columns=["lr", "seconds"]).astype({"epoch": int})
-
-
-def study_files(run: Run, study: str) -> list[Path]:
-    """The paths of both tables: paper_figures/demo/emodb_masks_random_predictions.csv.xz, and _training.csv.xz."""
-    stem = home() / "paper_figures" / run.profile.name / f"{run.corpus}_{study}_{run.protocol}"
-    return [stem.with_name(f"{stem.name}_{kind}.csv.xz") for kind in ("predictions", "training")]
+def study_files(run: Run, study: str, folder: Path) -> list[Path]:
+    """The paths of both tables: paper_figures/demo/emodb_claim_random_predictions.csv.xz, and _training.csv.xz."""
+    stem = f"{run.corpus}_{study}_{run.protocol}"
+    return [folder / f"paper_figures/{run.profile.name}/{stem}_{kind}.csv.xz" for kind in ("predictions", "training")]
 
 
 def write_study(runs: Sequence[Run], study: str) -> None:
-    """Write the two tables of a study that is finished on these runs: some seeds of one corpus and protocol."""
-    tables = study_predictions(runs, study), study_training(runs, study)
-    for path, table in zip(study_files(runs[0], study), tables, strict=True):
+    """Write a study that is finished on these runs, some seeds of one corpus and protocol, as two tables: test
+    predictions, and the last epoch of each variant's last stage, one row a variant and seed."""
+    last_epochs = [
+        {"variant": variant.title, "seed": run.seed, **read_history(variant_run(run, variant), variant.stage).iloc[-1]}
+        for run in runs
+        for variant in STUDIES[study]
+    ]
+    training = pd.DataFrame(last_epochs).drop(columns=["lr", "seconds"]).astype({"epoch": int})
+    tables = study_predictions(runs, study), training
+    for path, table in zip(study_files(runs[0], study, home()), tables, strict=True):
         with atomic(path) as partial:
             table.to_csv(partial, index=False, float_format="%.4f", compression="xz")
 
 
 def read_study(run: Run, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two tables that ``write_study`` left, of all seeds, or those that the repository contains.
-
-    Raises:
-        SamsgError: neither exists for this profile, corpus and protocol.
-    """
-    paths = study_files(run, study)
-    if not paths[0].is_file():
-        paths = [REPOSITORY / path.relative_to(home()) for path in paths]
-    if not paths[0].is_file():
-        command = f"samsg reproduce --study {study} --profile {run.profile.name} --protocol {run.protocol}"
-        raise SamsgError(f"There is no {paths[0]}; '{command}' trains this study.")
-    return read_table(paths[0]), read_table(paths[1])
+    """The two tables that ``write_study`` left, of all seeds, or those that the repository contains; SamsgError if
+    neither exists for this profile, corpus and protocol."""
+    for folder in (home(), REPOSITORY):
+        predictions, training = study_files(run, study, folder)
+        if predictions.is_file():
+            return read_table(predictions), read_table(training)
+    command = f"samsg reproduce --study {study} --profile {run.profile.name} --protocol {run.protocol}"
+    raise SamsgError(f"There is no {predictions}; '{command}' trains this study.")
 
 
 def compare(predictions: pd.DataFrame, protocol: str, reference: str = SAMSG.title) -> pd.DataFrame:
     """Every variant with its intervals, and its difference from the reference on the same clips.
 
     Intervals resample what the protocol holds out; Holm's method corrects McNemar's p-values for the whole table.
-
     Returns one row a variant: n, accuracy, macro_f1 and difference, each with _low and _high; p, p_holm, only_variant
     and only_reference (clips that only the variant, or only the reference, gets right).
     """
@@ -201,15 +167,12 @@ def findings(predictions: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFram
     family["p_holm"] = holm(family["p"])
     is_different = ((family["low"] > 0) | (family["high"] < 0)) & (family["p_holm"] < 0.05)
     bounds = [f"no difference found; gains above {100 * high:.1f} points are excluded" for high in family["high"]]
-    family["finding"] = np.where(is_different, "difference", bounds)
-    return family
+    return family.assign(finding=np.where(is_different, "difference", bounds))
 
 
 def subtract(first: pd.DataFrame, second: pd.DataFrame, name: str = "accuracy") -> pd.DataFrame:
-    """A column of one ``compare`` minus that of another, of independent clips: difference, _low and _high.
-
-    The interval follows from the two intervals (Zou & Donner, Statistics in Medicine 27, 2008).
-    """
+    """A column of one ``compare`` minus that of another, of independent clips: difference, _low and _high. The interval
+    follows from the two intervals (Zou & Donner, Statistics in Medicine 27, 2008)."""
     a, a_low, a_high = (first[f"{name}{end}"] for end in ("", "_low", "_high"))
     b, b_low, b_high = (second[f"{name}{end}"] for end in ("", "_low", "_high"))
     low = a - b - np.sqrt((a - a_low) ** 2 + (b_high - b) ** 2)
