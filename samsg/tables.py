@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from samsg.corpora import emotions_of
@@ -65,35 +64,31 @@ def predictions_of(run: Run, method: str) -> pd.DataFrame:
         clips = read_clips(run)
         most_frequent = clips.loc[clips["part"] == "train", "emotion"].mode()[0]
         return clips[clips["part"] == "test"].assign(predicted=most_frequent, seed=run.seed)
-    if method == "long":
-        return read_predictions(variant_run(run, LONG), LONG.stage)
-    return read_predictions(run, method)
+    return read_predictions(variant_run(run, LONG), LONG.stage) if method == "long" else read_predictions(run, method)
 
 
 def results_table(number: int, results: Results, paper: bool = True) -> pd.DataFrame:
     """Table 1 (accuracy) or 2 (macro F1) as text, one row a method: with ``paper`` its rows, then this run's."""
     metric, _, scale, form = CONTENT[number]
-    table, columns = reference_values(number), {}
+    table = reference_values(number)
     names = table["method"].map(PAPER_ROWS).fillna(table["method"] + " [" + table["reference"] + "]").tolist()
-    if paper:
-        columns = {title: dict(zip(names, table[corpus], strict=True)) for corpus, title in PAPER_CORPORA.items()}
+    columns = {title: dict(zip(names, table[corpus], strict=True)) for corpus, title in PAPER_CORPORA.items() if paper}
     for heading, methods in results.items():
         cells = {METHODS[key]: estimate_text(getattr(summary, metric), scale, form) for key, summary in methods.items()}
         columns[heading] = columns.get(heading, {}) | cells | {SIZE: next(iter(methods.values())).size}
-    order = [*names, *METHODS.values(), SIZE]
-    rows = sorted({name for column in columns.values() for name in column}, key=order.index)
-    return pd.DataFrame(columns, index=pd.Index(rows, name="Method")).replace("", np.nan).fillna("-")
+    frame = pd.DataFrame(columns, pd.Index([*names, *METHODS.values(), SIZE], name="Method")).dropna(how="all")
+    return frame.fillna("-").replace("", "-")
 
 
 def caption(number: int, results: Results, paper: bool = True) -> str:
     """What stands above Table 1 or 2; ``paper`` as for ``results_table``."""
     summaries = [summary for methods in results.values() for summary in methods.values()]
-    units = sorted({summary.unit for summary in summaries} - {"clip"})
+    units = " or ".join(sorted({summary.unit for summary in summaries} - {"clip"}))
     text = f"Table {number}. {CONTENT[number][1]}, as reached in this run, with 95 % intervals"
-    text += f" (resampled by {' or '.join(units)})" if units else ""
-    text += "; ± is the standard deviation over seeds" if any(summary.seeds > 1 for summary in summaries) else ""
-    source_note = " Rows and columns without 'this run' or a note are as printed in the paper, with its references."
-    return f"{text}.{source_note if paper else ''}"
+    text += f" (resampled by {units})" * bool(units)
+    text += "; ± is the standard deviation over seeds" * any(summary.seeds > 1 for summary in summaries)
+    text += ". Rows and columns without 'this run' or a note are as printed in the paper, with its references" * paper
+    return f"{text}."
 
 
 def to_markdown(frame: pd.DataFrame, caption: str) -> str:

@@ -18,9 +18,9 @@ def estimate(value, std=np.nan):
     return Estimate(value, value - 0.1, value + 0.1, std)
 
 
-def summary(accuracy, f1, n=42, seeds=1, unit="clip"):
+def summary(accuracy, f1, n=42, seeds=1):
     std = 0.02 if seeds > 1 else np.nan
-    return Summary(n, seeds, estimate(accuracy, std), estimate(f1, std), {"anger": n}, unit)
+    return Summary(n, seeds, estimate(accuracy, std), estimate(f1, std), {"anger": n}, "clip")
 
 
 OURS = {"baseline": summary(0.524, 0.5), "probe": summary(0.714, 0.7)}
@@ -67,17 +67,8 @@ def test_a_corpus_of_the_paper_has_this_runs_rows_below_the_papers():
     assert list(frame.pop("mine (own)").iloc[-5:]) == ["-", "0.600 [0.500, 0.700]", "-", "-", "n = 42, 1 seed"]
     assert list(frame.columns) == ["SAVEE", "EmoDB", "CREMA-D"]
     assert frame.index[0] == "Zhang et al. [32]"
-    assert list(frame.index[-9:]) == [
-        "DeiT [2] (paper)",
-        "SAMSG (paper)",
-        "Always the most frequent emotion (this run)",
-        "Linear SVM on log-mel statistics (this run)",
-        "DeiT (this run)",
-        "DeiT, as many epochs (this run)",
-        "SAMSG, stage ii (this run)",
-        "SAMSG (this run)",
-        "Test clips (this run)",
-    ]
+    assert list(frame.index[-9:]) == ["DeiT [2] (paper)", "SAMSG (paper)", *tables.METHODS.values(), tables.SIZE]
+    assert all(name.endswith(" (this run)") for name in frame.index[-7:])
     assert frame.loc["SAMSG (paper)"].tolist() == ["0.9401", "0.9692", "0.8595"]
     assert frame.loc["Kakuba et al. [29]", "CREMA-D"] == "-"
     assert frame.loc["SAMSG (this run)"].tolist() == ["-", "0.700 [0.600, 0.800]", "-"]
@@ -91,14 +82,13 @@ def test_a_corpus_of_ones_own_stands_without_the_papers_rows():
     assert list(frame.index) == ["SAMSG (this run)", "Test clips (this run)"]
     assert frame.loc["SAMSG (this run)"].tolist() == ["60.0 ± 2.0 [50.0, 70.0]", "50.0"]  # no interval: one speaker
     assert frame.loc["Test clips (this run)"].tolist() == ["n = 81, 3 seeds", "n = 9, 1 seed"]
-    assert "printed in the paper" not in tables.caption(1, results, paper=False)
-
-
-def test_the_caption_says_what_was_resampled_and_what_the_spread_is():
-    assert "±" not in tables.caption(1, SYNTHETIC) and "resampled" not in tables.caption(1, SYNTHETIC)
-    text = tables.caption(2, {"EmoDB": {"svm": summary(0.5, 0.5, seeds=3, unit="speaker")}})
-    assert text.startswith("Table 2. Macro-averaged F1") and "(resampled by speaker)" in text
-    assert "± is the standard deviation over seeds" in text
+    text = "Table 1. Accuracy in percent, as reached in this run, with 95 % intervals"
+    spread = " (resampled by speaker); ± is the standard deviation over seeds"
+    assert tables.caption(1, results, paper=False) == f"{text}{spread}."
+    assert tables.caption(1, SYNTHETIC).startswith(
+        f"{text}. Rows and columns without 'this run' or a note are as printed"
+    )
+    assert tables.caption(2, SYNTHETIC).startswith("Table 2. Macro-averaged F1, as")
 
 
 def test_results_of_finished_runs_are_collected_by_heading(finished, tmp_path, monkeypatch):
