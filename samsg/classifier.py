@@ -1,16 +1,14 @@
 """A trained model on any recording: the emotion of every window of 4 s, and where the model looks (Fig. 2).
 
-save_pretrained, from_pretrained and push_to_hub are huggingface_hub's: a folder with config.json, model.safetensors and
-a model card.
+save_pretrained and push_to_hub are huggingface_hub's: config.json, model.safetensors and a model card.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from samsg import figures, stages
-from samsg.audio import LogMel, change_rate, make_view, read_sound
+from samsg.audio import LogMel, change_rate, fit_length, make_view, read_sound
 from samsg.corpora import emotions_of
 from samsg.metrics import estimate_text, summarise, unit_of
 from samsg.model import build_model
@@ -47,10 +45,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         self.emotions, self.about = emotions, about
         self.audio, self.rollout = AudioSettings(**settings["audio"]), RolloutSettings(**settings["rollout"])
         self.model = build_model(ModelSettings(**settings["model"]), self.audio, len(emotions), weights="random")
-
-    @cached_property  # not a submodule: its filters are not weights to save
-    def log_mel(self) -> LogMel:
-        return LogMel(self.audio)
+        self.log_mel = LogMel(self.audio).forward  # no submodule: its filters are not weights to save
 
     @classmethod
     def from_run(cls, run: Run) -> SamsgClassifier:
@@ -58,16 +53,15 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         clips, profile = read_clips(run), run.profile
         emotions, note = emotions_of(clips), profile.note(run.corpus, run.protocol)
         summary = summarise(read_predictions(run, "probe"), emotions, unit_of(run.protocol))
-        title = profile.title(run.corpus) + (f" ({note})" if note else "")
-        accuracy = f"Accuracy on {summary.n} test clips: {estimate_text(summary.accuracy)} %"
-        chance = f"always the most frequent emotion: {100 * max(summary.support.values()) / summary.n:.1f} %"
-        origin = f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}"
+        share = max(summary.support.values()) / summary.n
         about = {
-            "worth": f"Trained on {title}. {accuracy}; {chance}.",
-            "training": f"{origin}, {(clips['part'] == 'train').sum()} training clips",
+            "worth": f"Trained on {profile.title(run.corpus)}{f' ({note})' if note else ''}. Accuracy on {summary.n} "
+            f"test clips: {estimate_text(summary.accuracy)} %; always the most frequent emotion: {100 * share:.1f} %.",
+            "training": f"profile '{profile.name}', protocol '{run.protocol}', seed {run.seed}, "
+            f"{(clips['part'] == 'train').sum()} training clips",
             "windows": f"every window of {profile.audio.seconds:g} s: {', '.join(emotions)}",
         }
-        settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("audio", "model", "rollout")}
+        settings = profile.model_dump(mode="json", include={"audio", "model", "rollout"})
         classifier = cls(emotions=emotions, settings=settings, about=about)
         classifier.model = load_model(run, "probe")
         return classifier.eval()
@@ -78,14 +72,18 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
     @classmethod
     def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:  # type: ignore[override]
         """A model of a folder that ``save_pretrained`` wrote, or of the Hub ('owner/name'); SamsgError if none fits."""
-        options = {"local_files_only": not Path(place).is_dir() and not _hub_answers(), **options}
+        is_local = True
+        if not Path(place).is_dir():
+            with suppress(Exception):  # no network, no answer in time, HF_HUB_OFFLINE; the hub itself retries for 23 s
+                get_session().head(constants.ENDPOINT, timeout=2)
+                is_local = False
         try:
             with redirect_stdout(sys.stderr):  # where the hub's message does not mix with tables
-                classifier: SamsgClassifier = super().from_pretrained(place, strict=True, **options)
+                options = {"strict": True, "local_files_only": is_local, **options}
+                classifier: SamsgClassifier = super().from_pretrained(place, **options)
         except Exception as error:  # of the hub, of JSON, of safetensors, of a model that does not fit
-            reason = " ".join(str(error).split())[:300]
-            if isinstance(error, LocalEntryNotFoundError):
-                reason = "the Hugging Face Hub cannot be reached, and its cache here does not hold it."
+            offline = "the Hugging Face Hub cannot be reached, and its cache here does not hold it."
+            reason = offline if isinstance(error, LocalEntryNotFoundError) else " ".join(str(error).split())[:300]
             advice = "Give a run of 'samsg runs', a folder of 'samsg export', or owner/name."
             raise SamsgError(f"No model could be read from '{place}': {reason} {advice}") from error
         return classifier.eval()
@@ -109,27 +107,21 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
             raise SamsgError(f"{name} lasts {len(waveform) / rate:.2f} s; an emotion needs at least {SHORTEST} s.")
         last_start = max(0, len(waveform) - length)
         starts = np.append(np.arange(0, last_start, length), last_start)
-        samples = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
         times = {"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate}
         table = pd.DataFrame(times, pd.RangeIndex(1, len(starts) + 1, name="window"))
-        return waveform, table, torch.stack([samples[start : start + length] for start in starts])
+        return waveform, table, torch.stack([fit_length(waveform[start:], length) for start in starts])
 
     @torch.no_grad()
     def predict(self, sound: Sound | Sequence[Sound], sample_rate: int | None = None) -> pd.DataFrame:
         """The emotions of a recording of 0.25 s to 4 hours, window by window; one shorter than a window is padded.
 
-        Args:
-            sound: a file, samples (S,), or a list of them.
-            sample_rate: of samples, Hz; by default that of the model. A file states its own.
+        ``sound`` is a file, samples (S,), or a list of them; ``sample_rate`` that of samples, Hz, by default the
+        model's. SamsgError if a file cannot be read as sound, or samples are not finite numbers of the shape (S,).
 
-        Returns:
-            start and end (s), emotion, probability, and p_<emotion> for each class. The index, 'window', counts from 1;
-            its last row, 'recording', has the mean probabilities, each window weighted by the time that it adds.
-            Digital silence has no emotion, '' and nan, and no weight. For a list, an index 'sound' comes first: the
-            path, or the place in the list.
-
-        Raises:
-            SamsgError: the file cannot be read as sound, or the samples are not finite numbers of the shape (S,).
+        Returns start and end (s), emotion, probability, and p_<emotion> for each class. The index, 'window', counts
+        from 1; its last row, 'recording', has the mean probabilities, each window weighted by the time that it adds.
+        Digital silence has no emotion, '' and nan, and no weight. For a list, an index 'sound' comes first: the path,
+        or the place in the list.
         """
         if isinstance(sound, Sequence) and not isinstance(sound, str):
             names = [str(clip) if isinstance(clip, str | Path) else index for index, clip in enumerate(sound)]
@@ -149,32 +141,17 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
 
     def picture(self, sound: Sound, title: str = "", sample_rate: int | None = None) -> Figure:
         """Waveform, probabilities and attention over time, of the first 12 windows. Errors as ``predict``."""
-        waveform = self._windows(sound, sample_rate)[0]
+        waveform, model = self._windows(sound, sample_rate)[0], self.model
         excerpt = waveform[: MOST_WINDOWS * self.audio.n_samples]
         table, spectrograms = self.predict(excerpt).drop("recording"), self.log_mel(self._windows(excerpt)[2])
-        maps = attention_rollout(self.model, spectrograms, **self.rollout.model_dump())  # (W, 12, 99)
-        decibels, stride = self.log_mel.decibels(excerpt[None])[0].numpy(), self.model.stride  # (128, T)
-        inset = (self.model.patch - stride) // 2  # each patch is shown by the cells around its centre
-        heat = np.full(decibels.shape, np.nan)
-        for window, values in zip(table.itertuples(), maps.numpy(), strict=True):
-            first_frame = round(window.start * self.audio.sample_rate / self.audio.hop)
-            heat[:, first_frame:] = np.nan  # what two windows share is shown with the later one
-            if window.emotion:
-                region = heat[inset:, first_frame + inset :]
-                cells = np.kron(values, np.ones((stride, stride)))[:, : region.shape[1]]  # without the padding
-                region[: cells.shape[0], : cells.shape[1]] = cells / cells.max()
+        maps = attention_rollout(model, spectrograms, **self.rollout.model_dump()).numpy()  # (W, 12, 99)
+        maps[table["emotion"] == ""] = np.nan  # silence
+        decibels = LogMel(self.audio).decibels(excerpt[None])[0].numpy()  # (128, T)
         if len(excerpt) < len(waveform):
             title += f" (the first {table['end'].max():g} of {len(waveform) / self.audio.sample_rate:.1f} s)"
-        return figures.timeline(title, excerpt.numpy(), table, decibels, heat, self.audio)
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached: huggingface_hub repeats a failed request for 23 s."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=2)
-    except Exception:  # no network, no answer in time, HF_HUB_OFFLINE
-        return False
-    return True
+        figure = figures.timeline(excerpt.numpy(), table, decibels, maps, self.audio, model.patch, model.stride)
+        figure.suptitle(title)
+        return figure
 
 
 def open_classifier(name: str = "") -> SamsgClassifier:
@@ -188,10 +165,8 @@ def open_classifier(name: str = "") -> SamsgClassifier:
 
 
 def verify(run: Run) -> pd.DataFrame:
-    """Test predictions of a finished run, computed again from its sounds and models, beside the recorded ones.
-
-    Returns one row a stage: predictions, changed decisions, and the largest difference of a probability (six digits).
-    """
+    """Test predictions of a finished run, computed again from its sounds and models, beside the recorded ones: a row a
+    stage with their number, changed decisions, and the largest difference of a probability (recorded: six digits)."""
     clips, profile, examples = read_clips(run), run.profile, stages.read_examples(run)
     log_mel, test_clips = LogMel(profile.audio), clips[clips["part"] == "test"]
     spectrograms = np.zeros((len(clips), 1, *examples.spectrograms.shape[2:]), np.float16)
@@ -204,7 +179,7 @@ def verify(run: Run) -> pd.DataFrame:
         choose_attention(model := load_model(run, stage), fabric.device)
         probabilities, _ = evaluate(fabric, fabric.setup_module(model), examples, "test", Objective())
         table, record = prediction_table(test_clips, probabilities, emotions_of(clips)), read_predictions(run, stage)
-        differences = (table.filter(like="p_") - record.filter(like="p_")).abs()
-        n_changed = int((table["predicted"] != record["predicted"]).sum())
-        rows[stage] = {"predictions": len(table), "changed": n_changed, "largest": float(differences.to_numpy().max())}
+        n_changed = (table["predicted"] != record["predicted"]).sum()
+        largest = (table.filter(like="p_") - record.filter(like="p_")).abs().max(axis=None)
+        rows[stage] = {"predictions": len(table), "changed": n_changed, "largest": largest}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,7 +1,6 @@
 """Pictures that several notebooks share, Figure 5 of the paper among them (Section IV-C).
 
-Functions with an ``ax`` draw on it, the others return a figure; a note, such as 'synthetic speech', stands above the
-panels. Spectrograms have the shape (128, T), the lowest band first.
+Functions with an ``ax`` draw on it, the others return a figure. Spectrograms are (128, T), the lowest band first.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import string
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from samsg.settings import AudioSettings
 from samsg.storage import atomic
 
 Array = np.ndarray
+Tables = Mapping[str, pd.DataFrame]  # by the titles of their panels
 WIDTH, FONT_SIZE = 7.16, 8  # of a two-column page, inches; of all text, points
 # For names in other scripts: matplotlib takes each character from the first font that has it.
 SCRIPTS = ("Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "PingFang SC", "Microsoft YaHei")
@@ -39,25 +40,20 @@ HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#D55E0000", "#D55E
 
 
 class DescribedFigure(Figure):
-    """A figure with text of one size, and a text alternative: the note, title and labels of every panel, legends."""
+    """A figure with text of one size, and a text alternative: the note, and the title and labels of every panel."""
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        texts = [self.get_suptitle().replace("\n", " ")]
-        for ax in self.axes:
-            labels = " over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
-            texts.append(": ".join(filter(None, (ax.get_title() or ax.get_title(loc="left"), labels))))
-        texts += [legend.get_title().get_text() for legend in self.legends]
-        text = ". ".join(dict.fromkeys(filter(None, texts)))
+        texts = [(ax.get_title(), ax.get_title("left"), ax.get_ylabel(), ax.get_xlabel()) for ax in self.axes]
+        text = ". ".join(dict.fromkeys(filter(None, chain([self.get_suptitle()], *texts)))).replace("\n", " ")
         return {"text/plain": text}, {"image/png": {"alt": text}}  # nbconvert reads the second, MyST the first
 
     def draw(self, renderer: Any) -> None:  # now every text exists
-        for text in self.findobj(mpl.text.Text):
-            text.set(fontsize=FONT_SIZE, fontfamily=FONTS)
+        plt.setp(self.findobj(mpl.text.Text), fontsize=FONT_SIZE, fontfamily=FONTS)
         super().draw(renderer)
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], note: str = "", **sharing: Any) -> tuple[Figure, Array]:
-    """A figure of empty panels, and their axes (rows, columns). Size in inches; sharing is sharex and sharey."""
+    """A figure of empty panels below a note, and their axes (rows, columns). Size in inches; sharing: of subplots."""
     style: dict[str, Any] = {"figsize": size, "layout": "constrained", "dpi": 144, "FigureClass": DescribedFigure}
     figure, axes = plt.subplots(rows, columns, squeeze=False, **style, **sharing)
     plt.close(figure)  # or Jupyter would show it twice
@@ -99,13 +95,9 @@ def learning(histories: Sequence[pd.DataFrame], title: str = "", note: str = "")
     return figure
 
 
-def confusion_matrices(
-    predictions: Mapping[str, pd.DataFrame], classes: Mapping[str, Sequence[str]], note: str = ""
-) -> Figure:
+def confusion_matrices(predictions: Tables, classes: Mapping[str, Sequence[str]], note: str = "") -> Figure:
     """Figure 5: one confusion matrix a corpus, three in a row. Numbers are clips, colour is the share of the row.
-
-    Both arguments have the panels' titles as keys; classes are in the order of rows and columns.
-    """
+    Classes, by the titles of the panels too, are in the order of rows and columns."""
     columns, rows = min(3, len(predictions)), -(-len(predictions) // 3)
     figure, axes = panels(rows, columns, (max(3.5, WIDTH / 3 * columns), 2.8 * rows + 0.4), note)
     style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True, "linewidths": 0.3}
@@ -121,37 +113,30 @@ def confusion_matrices(
         ax.remove()
     label = "Colour: share of the true emotion's clips; numbers: clips, all seeds together"
     place = {"location": "bottom", "fraction": 0.03 / rows, "aspect": 40, "pad": 0.03}
-    colour_bar(axes.flat[0].collections[0], figure.axes, label, **place)
+    colour_bar(axes[0, 0].collections[0], figure.axes, label, **place)
     return figure
 
 
-def comparison(tables: Mapping[str, pd.DataFrame], reference: float = 0.0, note: str = "") -> Figure:
+def comparison(tables: Tables, reference: float = 0.0, note: str = "") -> Figure:
     """A dot and a 95 % interval for every method, one panel a table; a dashed line stands at ``reference``.
-
-    Tables, by their panels' titles: a row a method, columns accuracy, accuracy_low and accuracy_high, 0 to 1.
-    """
-    methods = list(dict.fromkeys(method for table in tables.values() for method in table.index))
-    figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * len(methods)), note, sharex="row", sharey="row")
+    Tables have a row a method and the columns accuracy, accuracy_low and accuracy_high, 0 to 1."""
+    n_methods = len({method for table in tables.values() for method in table.index})
+    figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * n_methods), note, sharex="row", sharey="row")
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        positions = [methods.index(method) for method in table.index]
         value, low, high = (100 * table[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-        ax.hlines(positions, low, high, color=BLUE, linewidth=1.2)
-        ax.plot(value, positions, "o", color=BLUE, markersize=4)
+        ax.errorbar(value, table.index, xerr=[value - low, high - value], fmt="o", color=BLUE, ms=4, elinewidth=1.2)
         ax.axvline(100 * reference, color=RED, linewidth=0.8, linestyle="--")
         ax.set(title=title, xlabel="Accuracy (%)")
         ax.grid(axis="x", linewidth=0.3)
-    axes[0, 0].set_yticks(range(len(methods)), methods)
-    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
+    axes[0, 0].set_ylim(n_methods - 0.5, -0.5)  # the first method on top
     return figure
 
 
 def spectrogram(
     ax: Axes, log_mel: Array, audio: AudioSettings, title: str = "", end: float = np.inf, cmap: str = "magma"
 ) -> AxesImage:
-    """A log-mel spectrogram (128, T) in seconds and Hz; masked cells of a masked array are black.
-
-    The recording ends at ``end`` (s), and the padding behind it is grey. Colours have the range of the recording.
-    """
+    """A log-mel spectrogram (128, T) in seconds and Hz; masked cells of a masked array are black. The recording ends at
+    ``end`` (s), and the padding behind it is grey. Colours have the range of the recording."""
     cells = np.ma.asanyarray(log_mel)
     bands, frames = cells.shape
     frame = audio.hop / audio.sample_rate  # s
@@ -180,10 +165,8 @@ def mark_padding(ax: Axes, end: float, axis_end: float) -> None:
 def overlay(
     ax: Axes, log_mel: Array, heat: Array, audio: AudioSettings, patch: int = 16, stride: int = 10, **options: Any
 ) -> AxesImage:
-    """A map (12, 99), 0 to 1, over its spectrogram (128, 1001); options as ``spectrogram``.
-
-    Patches overlap; each is shown by the cells around its centre, one stride wide.
-    """
+    """A map (12, 99), 0 to 1, over its spectrogram (128, 1001); options as ``spectrogram``. Patches overlap; each is
+    shown by the cells around its centre, one stride wide."""
     spectrogram(ax, log_mel, audio, cmap="gray", **options)
     frame, start = audio.hop / audio.sample_rate, (patch - stride) / 2 - 0.5  # s, cells
     top, right = (start + stride * count for count in heat.shape)
@@ -191,39 +174,39 @@ def overlay(
 
 
 def timeline(
-    title: str, waveform: Array, windows: pd.DataFrame, decibels: Array, heat: Array, audio: AudioSettings
+    waveform: Array, windows: pd.DataFrame, decibels: Array, maps: Array, audio: AudioSettings, patch: int, stride: int
 ) -> Figure:
-    """Waveform (S,), predictions of its windows, and its map, 0 to 1, over its spectrogram in dB, both (bands, T).
+    """Waveform (S,), predictions of its W windows, and their maps (W, 12, 99) over the spectrogram in dB, (128, T).
 
     At most four windows stand in a row. What two windows share is shown with the later one.
     """
-    probabilities, end = 100 * windows.filter(like="p_").T, len(waveform) / audio.sample_rate  # (C, W), s
-    classes, edges, rows = len(probabilities), np.append(windows["start"], end), -(-len(windows) // 4)
+    probabilities, end = 100 * windows.filter(like="p_"), len(waveform) / audio.sample_rate  # (W, C), s
+    classes, edges, rows = probabilities.shape[1], np.append(windows["start"], end), -(-len(windows) // 4)
     span = max(audio.seconds, end if rows == 1 else -(-len(windows) // rows) * audio.seconds)  # s in a row
+    bands, frames = ((patch - stride) / 2 - 0.5 + stride * np.arange(count + 1) for count in maps.shape[1:])
     heights = [0.6, max(0.9, 0.16 * classes), 1.5]  # inches
-    size, ratios = (WIDTH, rows * (sum(heights) + 0.4) + 0.4), {"height_ratios": heights * rows}
-    figure, axes = panels(3 * rows, 1, size, gridspec_kw=ratios)
-    figure.suptitle(title)
+    figure, axes = panels(3 * rows, 1, (WIDTH, rows * (sum(heights) + 0.4) + 0.4), height_ratios=heights * rows)
     for row, (wave_ax, probability_ax, map_ax) in enumerate(axes.reshape(rows, 3)):
         wave_ax.plot(np.arange(len(waveform)) / audio.sample_rate, waveform, color=BLUE, linewidth=0.4)
         wave_ax.set(ylabel="Amplitude", ylim=1.05 * max(np.abs(waveform).max(), 1e-3) * np.array([-1, 1]))
-        probability_ax.pcolormesh(edges, range(classes + 1), probabilities, cmap="Blues", vmin=0, vmax=100)
-        for (emotion, window), value in np.ndenumerate(probabilities):
-            text = "silence" if np.isnan(value) and emotion == classes // 2 else f"{value:.0f}" if value >= 5 else ""
-            if edges[window + 1] - edges[window] > span / 30:  # where a number fits
-                style = {"ha": "center", "va": "center_baseline", "color": "white" if value > 60 else "black"}
-                probability_ax.text(edges[window : window + 2].mean(), emotion + 0.5, text, clip_on=True, **style)
-        probability_ax.set_yticks(np.arange(classes) + 0.5, [name[2:] for name in probabilities.index])
+        probability_ax.pcolormesh(edges, range(classes + 1), probabilities.T, cmap="Blues", vmin=0, vmax=100)
+        probability_ax.set_yticks(np.arange(classes) + 0.5, [name[2:] for name in probabilities])
         probability_ax.set(ylabel="Probability (%)", ylim=(classes, 0))
         spectrogram(map_ax, decibels, audio, cmap="gray").set_clim(decibels.max() - 80, decibels.max())
-        image = map_ax.imshow(heat, HEAT, extent=map_ax.get_images()[0].get_extent(), vmin=0, vmax=1, **CELLS)
+        for start, stop, values, heat in zip(edges[:-1], edges[1:], probabilities.to_numpy(), maps, strict=True):
+            for y, value in enumerate(values if stop - start > span / 30 else ()):  # where a number fits
+                text = "silence" if np.isnan(value) and y == classes // 2 else f"{value:.0f}" if value >= 5 else ""
+                style = {"ha": "center", "va": "center_baseline", "color": "white" if value > 60 else "black"}
+                probability_ax.text((start + stop) / 2, y + 0.5, text, clip_on=True, **style)
+            seconds = (start + frames * audio.hop / audio.sample_rate).clip(max=stop)
+            scaled = heat / heat[:, seconds[:-1] < end].max()  # padding does not count
+            image = map_ax.pcolormesh(seconds, bands, scaled, cmap=HEAT, vmin=0, vmax=1)
         for ax in (wave_ax, probability_ax, map_ax):
             mark_padding(ax, end, (row + 1) * span)
             ax.vlines(edges[1:-1], *ax.get_ylim(), color="black", linewidth=0.6)
             ax.set_xlim(row * span, (row + 1) * span)
             ax.tick_params(labelbottom=ax is map_ax)
-    place = {"shrink": 1 / rows, "anchor": (0, 1), "aspect": 25}
-    colour_bar(image, list(axes.flat), "Attention; 1: highest in its window", **place)
+    colour_bar(image, list(axes.flat), "Attention; 1: highest in its window", shrink=1 / rows, anchor=(0, 1), aspect=25)
     return figure
 
 
@@ -236,8 +219,7 @@ def mask_outline(ax: Axes, masked: Array, audio: AudioSettings) -> None:
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> None:
     """Write <stem>.png (200 dots an inch) and <stem>.pdf, without dates: the same bytes for the same figure."""
-    formats: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
-    for kind, metadata in formats.items():
+    for kind, metadata in {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}.items():
         # Type 42 is a kind of font that journals accept.
         with atomic(Path(folder) / f"{stem}.{kind}") as partial, mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
