@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from samsg import figures, stages
-from samsg.audio import LogMel, change_rate, fit_length, make_view, read_sound
+from samsg.audio import LogMel, change_rate, make_view, read_sound
 from samsg.corpora import emotions_of
 from samsg.metrics import estimate_text, summarise, unit_of
 from samsg.model import build_model
@@ -109,7 +109,8 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         starts = np.append(np.arange(0, last_start, length), last_start)
         times = {"start": starts / rate, "end": np.minimum(starts + length, len(waveform)) / rate}
         table = pd.DataFrame(times, pd.RangeIndex(1, len(starts) + 1, name="window"))
-        return waveform, table, torch.stack([fit_length(waveform[start:], length) for start in starts])
+        samples = nn.functional.pad(waveform, (0, max(0, length - len(waveform))))
+        return waveform, table, torch.stack([samples[start : start + length] for start in starts])
 
     @torch.no_grad()
     def predict(self, sound: Sound | Sequence[Sound], sample_rate: int | None = None) -> pd.DataFrame:
