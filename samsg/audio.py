@@ -3,8 +3,6 @@
 A view depends on the clip's name, the view's name and one seed, so its spectrogram, rollout and mask belong together.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import zlib

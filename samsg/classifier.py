@@ -3,14 +3,12 @@
 save_pretrained and push_to_hub are huggingface_hub's: config.json, model.safetensors and a model card.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -48,7 +46,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         self.log_mel = LogMel(self.audio).forward  # no submodule: its filters are not weights to save
 
     @classmethod
-    def from_run(cls, run: Run) -> SamsgClassifier:
+    def from_run(cls, run: Run) -> Self:
         """The model that stage iii of a finished run left."""
         clips, profile = read_clips(run), run.profile
         emotions, note = emotions_of(clips), profile.note(run.corpus, run.protocol)
@@ -70,7 +68,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         return f"{type(self).__name__}({', '.join(self.emotions)}): {self.about['worth']}"
 
     @classmethod
-    def from_pretrained(cls, place: str | Path, **options: Any) -> SamsgClassifier:  # type: ignore[override]
+    def from_pretrained(cls, place: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """A model of a folder that ``save_pretrained`` wrote, or of the Hub ('owner/name'); SamsgError if none fits."""
         is_local = True
         if not Path(place).is_dir():
@@ -80,7 +78,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         try:
             with redirect_stdout(sys.stderr):  # where the hub's message does not mix with tables
                 options = {"strict": True, "local_files_only": is_local, **options}
-                classifier: SamsgClassifier = super().from_pretrained(place, **options)
+                classifier: Self = super().from_pretrained(place, **options)
         except Exception as error:  # of the hub, of JSON, of safetensors, of a model that does not fit
             offline = "the Hugging Face Hub cannot be reached, and its cache here does not hold it."
             reason = offline if isinstance(error, LocalEntryNotFoundError) else " ".join(str(error).split())[:300]
@@ -158,9 +156,8 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
 def open_classifier(name: str = "") -> SamsgClassifier:
     """The model of a finished run (demo/savee), of a folder, or of the Hub; '' is the demo's first model."""
     if not name:
-        demo = load_profile("demo")
-        corpus, seeds = next(iter(stages.finished_runs(demo).items()))
-        return SamsgClassifier.from_run(stages.open_run(demo, corpus, seed=seeds[0]))
+        corpus, seeds = next(iter(stages.finished_runs(load_profile("demo")).items()))
+        name = f"demo/{corpus}/random/seed{seeds[0]}"
     run = stages.find_run(name)
     return SamsgClassifier.from_run(run) if run else SamsgClassifier.from_pretrained(name)
 

@@ -4,8 +4,6 @@ Without data: 'samsg reproduce' (minutes, on synthetic speech), then 'samsg pred
 'samsg data fetch', then 'samsg reproduce --profile paper'. Step by step in notebooks: make lab.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """A corpus as one table (Section IV-A), from the names of its files or from a CSV; and its check."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

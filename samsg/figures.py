@@ -3,8 +3,6 @@
 Functions with an ``ax`` draw on it, the others return a figure. Spectrograms are (128, T), the lowest band first.
 """
 
-from __future__ import annotations
-
 import string
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """From rollout to masked spectrogram (Section III-D, Fig. 3), and the loss on what was masked (Section IV-B)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -8,8 +8,6 @@ t(G - 1) / z * sqrt(G / (G - 1)) for G units (Cameron & Miller 2015), and never 
 are independent, which for one seed is Wilson's (1927). Fewer than two units have no interval (nan).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ ImageNet weights on spectrograms: Gong et al. (AST), Interspeech 2021 [2]. timm 
 resamples the position embedding to the patch grid.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

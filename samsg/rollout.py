@@ -7,8 +7,6 @@ attention maps (816 MB a clip) are kept, but the input of each layer's attention
 again, and attention for a few queries at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args

@@ -3,14 +3,12 @@
 The defaults are the numbers of Section IV-B; docs/ambiguities.md gives reasons for what the paper leaves open.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -217,10 +215,10 @@ class Profile(Settings):
     samsg: SamsgSettings = SamsgSettings()
     probe: ProbeSettings = ProbeSettings()
     # Set by studies.changed: stages with the same settings are shared with this profile, in its folder.
-    variant_of: Profile | None = Field(None, repr=False)
+    variant_of: Self | None = Field(None, repr=False)
 
     @model_validator(mode="after")
-    def _check_groups(self) -> Profile:
+    def _check_groups(self) -> Self:
         problem, views = f"Profile '{self.name}' has invalid settings:", self.views.names
         if self.audio.window > self.audio.n_fft:
             raise SamsgError(f"{problem} audio.window ({self.audio.window}) exceeds audio.n_fft ({self.audio.n_fft}).")

@@ -3,8 +3,6 @@
 EmoDB and CREMA-D are loaded through audb. A folder of one's own gets a CSV and a profile; its classes are guessed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

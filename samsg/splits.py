@@ -4,8 +4,6 @@ The paper splits at random. Its percentages fit test sets of ceil(0.15 N) clips,
 stratified by emotion (docs/ambiguities.md).
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 

@@ -5,8 +5,6 @@ settings it was made with: with the same settings there is nothing to do, with o
 difference. A run is identified by its settings and by the content of its corpus, not by paths.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -188,10 +186,8 @@ def read_manifest(run: Run) -> pd.DataFrame:
 
 
 def read_clips(run: Run) -> pd.DataFrame:
-    """The usable clips of the corpus: the manifest with columns sha256, samples (at the profile's rate) and part.
-
-    SamsgError if the same recording of an emotion is in two parts: the test part would not be unseen.
-    """
+    """The usable clips of the corpus: the manifest with columns sha256, samples (at the profile's rate) and part;
+    SamsgError if the same recording of an emotion is in two parts: the test part would not be unseen."""
     clips = split(read_table(run.require("spectrograms") / CLIPS), run.protocol, run.seed)
     n_parts = clips.groupby(["sha256", "emotion"])["part"].transform("nunique")
     if (n_parts > 1).any():
@@ -210,6 +206,40 @@ def read_examples(run: Run, masks: bool = False) -> Examples:
         names=clips["clip"].to_numpy(),
         masks=np.load(run.require("masks") / MASKS, mmap_mode="r") if masks else None,
     )
+
+
+def prediction_table(clips: pd.DataFrame, probabilities: np.ndarray, emotions: list[str]) -> pd.DataFrame:
+    """Columns clip, part, emotion, predicted, and p_<emotion> for each class."""
+    table = clips[["clip", "part", "emotion"]].reset_index(drop=True)
+    table["predicted"] = [emotions[index] for index in probabilities.argmax(1)]
+    return table.join(pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions]).round(6))
+
+
+def read_predictions(run: Run, stage: str, part: str = "test") -> pd.DataFrame:
+    """A stage's predictions: clip, part, emotion, predicted, p_<emotion>, speaker, sentence, seed."""
+    table = read_table(run.require(stage) / PREDICTIONS).query("part == @part")
+    clips = read_clips(run)[["clip", "speaker", "sentence"]]
+    return table.merge(clips, on="clip", validate="one_to_one").assign(seed=run.seed)
+
+
+def svm_predictions(run: Run) -> pd.DataFrame:
+    """Test predictions of a linear SVM, the floor that a deep model must clear: as ``read_predictions``, without p_.
+
+    It sees time averages of each band of the clean log-mel (128, T): mean, standard deviation, mean absolute
+    difference, all standardised. C is 0.001 and not tuned.
+    """
+    clips, cells = read_clips(run), (views[0].astype(np.float32) for views in read_examples(run).spectrograms)
+    features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in cells])  # (N, 384)
+    is_train, is_test = ((clips["part"] == part).to_numpy() for part in ("train", "test"))
+    svm = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=20_000, random_state=0))
+    predictions = svm.fit(features[is_train], clips["emotion"][is_train]).predict(features[is_test])
+    table = clips.loc[is_test, ["clip", "part", "emotion", "speaker", "sentence"]].reset_index(drop=True)
+    return table.assign(predicted=predictions, seed=run.seed)
+
+
+def read_history(run: Run, stage: str) -> pd.DataFrame:
+    """A stage's history, one row an epoch."""
+    return read_table(run.require(stage) / HISTORY)
 
 
 # The stages, in their order
@@ -239,10 +269,7 @@ def new_model(run: Run) -> SpectrogramDeiT:
 
 
 def load_model(run: Run, stage: str) -> SpectrogramDeiT:
-    """The model of a stage's best validation epoch: 'baseline' (stage i), 'samsg' (stage ii) or 'probe' (stage iii).
-
-    SamsgError if the stage is not finished, or its file holds no such model.
-    """
+    """The model of the best validation epoch of stage 'baseline', 'samsg' or 'probe'; SamsgError if there is none."""
     path, n_classes = run.require(stage) / WEIGHTS, len(corpora.emotions_of(read_clips(run)))
     model = build_model(run.profile.model, run.profile.audio, n_classes, weights="random")
     try:
@@ -353,40 +380,3 @@ def run_stages(run: Run, last: str = "probe") -> Path:
         if name == last:
             break
     return folder
-
-
-# What a run's stages left
-
-
-def prediction_table(clips: pd.DataFrame, probabilities: np.ndarray, emotions: list[str]) -> pd.DataFrame:
-    """Columns clip, part, emotion, predicted, and p_<emotion> for each class."""
-    table = clips[["clip", "part", "emotion"]].reset_index(drop=True)
-    table["predicted"] = [emotions[index] for index in probabilities.argmax(1)]
-    return table.join(pd.DataFrame(probabilities, columns=[f"p_{emotion}" for emotion in emotions]).round(6))
-
-
-def read_predictions(run: Run, stage: str, part: str = "test") -> pd.DataFrame:
-    """A stage's predictions: clip, part, emotion, predicted, p_<emotion>, speaker, sentence, seed."""
-    table = read_table(run.require(stage) / PREDICTIONS).query("part == @part")
-    clips = read_clips(run)[["clip", "speaker", "sentence"]]
-    return table.merge(clips, on="clip", validate="one_to_one").assign(seed=run.seed)
-
-
-def svm_predictions(run: Run) -> pd.DataFrame:
-    """Test predictions of a linear SVM, the floor that a deep model must clear: as ``read_predictions``, without p_.
-
-    It sees time averages of each band of the clean log-mel (128, T): mean, standard deviation, mean absolute
-    difference, all standardised. C is 0.001 and not tuned.
-    """
-    clips, cells = read_clips(run), (views[0].astype(np.float32) for views in read_examples(run).spectrograms)
-    features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in cells])  # (N, 384)
-    is_train, is_test = ((clips["part"] == part).to_numpy() for part in ("train", "test"))
-    svm = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=20_000, random_state=0))
-    predictions = svm.fit(features[is_train], clips["emotion"][is_train]).predict(features[is_test])
-    table = clips.loc[is_test, ["clip", "part", "emotion", "speaker", "sentence"]].reset_index(drop=True)
-    return table.assign(predicted=predictions, seed=run.seed)
-
-
-def read_history(run: Run, stage: str) -> pd.DataFrame:
-    """A stage's history, one row an epoch."""
-    return read_table(run.require(stage) / HISTORY)

@@ -3,8 +3,6 @@
 A file or folder is written under another name, and renamed when it is complete.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

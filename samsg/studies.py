@@ -4,8 +4,6 @@ Stages that a variant shares with its profile are made once, so that variants di
 else. A study leaves two tables in paper_figures/<profile>/, from which its results are drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +49,7 @@ def changed(profile: Profile, variant: Variant) -> Profile:
         return profile
     groups = {group: getattr(profile, group).model_dump() | values for group, values in variant.changes.items()}
     suffix = "_".join(str(value) for values in variant.changes.values() for item in values.items() for value in item)
-    name = f"{profile.name}.{suffix.replace('.', '_')}"  # stages.find_run splits it at its last dot
+    name = f"{profile.name}.{suffix.replace('.', '_')}"
     return Profile(**{**profile.model_dump(), **groups, "name": name, "variant_of": profile})
 
 
@@ -73,8 +71,7 @@ def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
     for run in runs:
         tables.append(svm_predictions(run).assign(variant=SVM))
         for variant in STUDIES[study]:
-            table = read_predictions(variant_run(run, variant), variant.stage)
-            tables.append(table.assign(variant=variant.title))
+            tables.append(read_predictions(variant_run(run, variant), variant.stage).assign(variant=variant.title))
     columns = ["variant", "seed", "clip", "speaker", "sentence", "emotion", "predicted"]
     return pd.concat(tables, ignore_index=True)[columns]
 

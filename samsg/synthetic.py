@@ -5,8 +5,6 @@ them a speaker's pitch and vocal tract and an actor's melody; a filter and noise
 what is known of acted speech (Banse & Scherer, 1996; Juslin & Laukka, 2003). Praat-parselmouth, an extra, is GPL-3.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -3,8 +3,6 @@
 A corpus with a note, such as 'synthetic speech', is not the paper's: its column has the note in its heading.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One training loop for all three stages (Section IV-B); Lightning Fabric supplies device and precision."""
 
-from __future__ import annotations
-
 import io
 import logging
 import math
@@ -62,8 +60,7 @@ class Examples:
         generator, train_clips = np.random.default_rng(key), self.parts["train"]
         views = generator.integers(self.spectrograms.shape[1], size=len(train_clips))
         order = generator.permutation(len(train_clips))
-        for start in range(0, len(order), batch):
-            indices = order[start : start + batch]
+        for indices in np.split(order, range(batch, len(order), batch)):
             yield train_clips[indices], views[indices]
 
 
