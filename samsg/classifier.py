@@ -156,8 +156,9 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
 def open_classifier(name: str = "") -> SamsgClassifier:
     """The model of a finished run (demo/savee), of a folder, or of the Hub; '' is the demo's first model."""
     if not name:
-        corpus, seeds = next(iter(stages.finished_runs(load_profile("demo")).items()))
-        name = f"demo/{corpus}/random/seed{seeds[0]}"
+        demo = load_profile("demo")
+        corpus, seeds = next(iter(stages.finished_runs(demo).items()))
+        name = f"{demo.name}/{corpus}/random/seed{seeds[0]}"
     run = stages.find_run(name)
     return SamsgClassifier.from_run(run) if run else SamsgClassifier.from_pretrained(name)
 

@@ -131,9 +131,8 @@ def open_run(
 
 
 def find_run(name: str | Path) -> Run | None:
-    """A finished run with the settings that it was made with; None if there is none, SamsgError if this version does
-    not know its settings. ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder.
-    """
+    """A finished run, with the settings that it was made with, or None; SamsgError if they are of another version.
+    ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder."""
     folder = home() / "runs" / name  # an absolute path replaces runs/
     paths = [folder / part / "probe" / RECORD for part in ("random/seed0", "seed0", "")]
     if not (path := next(filter(Path.is_file, paths), None)):
@@ -252,10 +251,8 @@ def check_sounds(run: Run) -> None:
 
 
 def prepare(run: Run) -> Path:
-    """Read every sound of the corpus and compute the spectrograms of all views; the folder.
-
-    SamsgError if the corpus is missing, incomplete, without usable sounds, or has changed since it was prepared.
-    """
+    """Read every sound of the corpus and compute the spectrograms of all views; SamsgError if the corpus is missing,
+    incomplete, without usable sounds, or has changed since it was prepared."""
     manifest, root = read_manifest(run), run.profile.root(run.corpus)
     manifest = manifest.assign(sha256=corpora.hash_files(root / path for path in manifest["path"]))
     options = {"manifest": manifest, "root": root, "audio": run.profile.audio, "views": run.profile.views}
