@@ -122,7 +122,8 @@ def comparison(tables: Tables, reference: float = 0.0, note: str = "") -> Figure
     figure, axes = panels(1, len(tables), (WIDTH, 0.7 + 0.2 * n_methods), note, sharex="row", sharey="row")
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         value, low, high = (100 * table[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-        ax.errorbar(value, table.index, xerr=[value - low, high - value], fmt="o", color=BLUE, ms=4, elinewidth=1.2)
+        ax.hlines(table.index, low, high, color=BLUE, linewidth=1.2)
+        ax.plot(value, table.index, "o", color=BLUE, markersize=4)
         ax.axvline(100 * reference, color=RED, linewidth=0.8, linestyle="--")
         ax.set(title=title, xlabel="Accuracy (%)")
         ax.grid(axis="x", linewidth=0.3)

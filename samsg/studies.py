@@ -70,8 +70,7 @@ def study_predictions(runs: Iterable[Run], study: str) -> pd.DataFrame:
     tables = []
     for run in runs:
         tables.append(svm_predictions(run).assign(variant=SVM))
-        for variant in STUDIES[study]:
-            tables.append(read_predictions(variant_run(run, variant), variant.stage).assign(variant=variant.title))
+        tables += [read_predictions(variant_run(run, v), v.stage).assign(variant=v.title) for v in STUDIES[study]]
     columns = ["variant", "seed", "clip", "speaker", "sentence", "emotion", "predicted"]
     return pd.concat(tables, ignore_index=True)[columns]
 

@@ -130,8 +130,7 @@ def test_spectrogram_axes(ax):
     # 1001 frames centred 4 ms apart from 0 to 4 s; 128 bands.
     assert image.get_extent() == pytest.approx([-0.002, 4.002, -0.5, 127.5])
     assert ax.figure.axes[1].get_ylabel() == "Level" and not ax.patches
-    # A tick lies at the band that responds most to its frequency.
-    assert labels(ax.yaxis) == ["250", "500", "1k", "2k", "4k"]
+    assert labels(ax.yaxis) == ["250", "500", "1k", "2k", "4k"]  # each at the band that responds most to it
     bands = melscale_fbanks(8001, 0.0, 8000.0, 128, AUDIO.sample_rate, norm=None, mel_scale="htk")  # 1 Hz a bin
     np.testing.assert_allclose(ax.get_yticks(), bands[[250, 500, 1000, 2000, 4000]].argmax(1), atol=0.5)
 
@@ -153,6 +152,12 @@ def test_an_overlay_shows_a_patch_around_its_centre(ax):
     assert (left / 0.004, right / 0.004) == pytest.approx((2.5, 992.5)) and (bottom, top) == (2.5, 122.5)
     assert ax.get_xlim() == pytest.approx((-0.002, 4.002)) and ax.get_ylim() == (-0.5, 127.5)
     assert image.get_cmap()(0.0)[3] == 0  # transparent where the map is 0
+
+
+def test_attention_to_the_padding_does_not_count_as_the_highest():
+    windows, rising = pd.DataFrame({"start": [0.0], "p_anger": [1.0]}), np.linspace(0, 1, 99) * np.ones((1, 12, 1))
+    figure = figures.timeline(np.ones(16_000), windows, EMPTY, rising, AUDIO, 16, 10)  # 1 s: 25 columns of the map
+    assert figure.axes[2].collections[0].get_array()[:, 24].max() == 1
 
 
 def test_masked_cells_are_black_and_the_others_keep_their_colours(ax):
