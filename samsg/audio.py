@@ -23,7 +23,7 @@ from samsg.storage import progress
 
 LFS_POINTER = b"version https://git-lfs"  # how the text begins that Git LFS keeps in place of a sound
 SHORTEST, LONGEST = 0.064, 60.0  # s: one Fourier transform of the paper, and far more than a sentence
-SPECTROGRAMS, CLIPS, REJECTED_CLIPS = "views.f16", "clips.csv", "left_out.csv"
+SPECTROGRAMS, CLIPS, REJECTED_CLIPS = "views.f16", "clips.csv", "left_out.csv"  # files that preparation leaves
 
 
 def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LONGEST) -> Tensor:
@@ -75,7 +75,7 @@ def why_unusable(waveform: Tensor, sample_rate: int) -> str:
 
 
 def make_view(waveform: Tensor, clip: str, view: str, audio: AudioSettings, views: ViewSettings) -> Tensor:
-    """One view of a clip, 4 s long: (S,) -> (64000,). ``clip`` and ``view`` seed its random numbers.
+    """One view of a clip, 4 s long: (S,) -> (64000,). ``views.seed``, clip and view seed its random numbers.
 
     'noise' adds white noise before padding, so that padding stays 0 and the signal-to-noise ratio is that of the
     speech. 'shift' moves the clip in time. 'speed' plays it faster or slower, pitch included.
@@ -132,7 +132,7 @@ def write_spectrograms(
     """
     log_mel, n_clips, threads = LogMel(audio), len(manifest), torch.get_num_threads()
 
-    def process_clip(path: str, clip: str) -> tuple[str, int, bytes]:
+    def process_clip(path: str, clip: str) -> tuple[str, int, bytes]:  # why left out, samples, spectrograms
         try:
             waveform = read_sound(root / path, audio.sample_rate)
         except SamsgError as error:
@@ -154,7 +154,7 @@ def write_spectrograms(
             file.write(content)
             reasons.append(reason)
             samples.append(length)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # threads that start later take the number that was set last
     table = manifest.assign(samples=samples, reason=reasons)
     is_usable = table["reason"] == ""
     if not is_usable.any():

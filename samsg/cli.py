@@ -115,7 +115,7 @@ def reproduce(
     # --keep-incomplete: where a later notebook fails, those before it are kept.
     command += ["--rerun-incomplete", "--keep-incomplete", "--nolock", "--config", f"profile={profile}"]
     config = {"corpora": names, "protocols": settings.protocols, "seeds": settings.seeds}
-    command += [f"{name}={','.join(map(str, values))}," for name, values in config.items()]  # ',': '007' is text
+    command += [f"{name}={','.join(map(str, values))}," for name, values in config.items()]  # ',' keeps '007' text
     print(f"Profile '{settings.name}': {settings.description}. Executed notebooks: {runs}", flush=True)
     run_names = itertools.product(names, settings.protocols, settings.seeds)
     folders = [runs / f"{corpus}/{name}/seed{seed}/notebooks" for corpus, name, seed in run_names]

@@ -78,7 +78,7 @@ def read_corpus(corpus: str, root: str | Path | None = None) -> pd.DataFrame:
 
     ``corpus`` is a key of ``GRAMMARS``, or the path of a CSV (data/README.md describes its columns). Paths are relative
     to ``root``, by default data/<corpus> or a CSV's own folder. SamsgError if there is no such corpus, folder, file or
-    column, if a clip is listed twice, or a class has no clips.
+    column, if a clip is listed twice, or there are fewer than two classes (of a grammar: not all its emotions).
     """
     read = _read_csv if corpus.lower().endswith(".csv") else _read_grammar
     manifest = read(corpus, _folder(corpus, root)).sort_values("clip", ignore_index=True)
@@ -186,15 +186,15 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
     sounds, official = parse_folder(folder, corpus), official_list(corpus).rename(columns={"file": "path"}).astype(str)
     absent_files = official.loc[~official["clip"].isin(sounds["clip"]), sounds.columns]
     files = check_files(pd.concat([sounds, absent_files]).query(f"clip != '{NO_AUDIO}'"), folder)
-    # Compared as text: numbers would not stay whole beside NaN, which is there for names that are not on the list.
-    found, listed = files.astype(str), files[["clip"]].merge(official, how="left", on="clip")
+    # Compared as text: a name that is not on the list has NaN there, and NaN turns a column of whole numbers to floats.
+    disk, entries = files.astype(str), files[["clip"]].merge(official, how="left", on="clip")
     columns = ["sample_rate", "frames"] if "" in set(official["sha256"]) else ["sha256"]
-    is_other = (files["status"] == "ok") & ((found[columns] != listed[columns]) & (listed[columns] != "0")).any(axis=1)
-    length = found["sample_rate"] + " Hz, " + found["frames"] + " samples"
-    listed_length = listed["sample_rate"] + " Hz, " + listed["frames"].replace("0", "any") + " samples"
+    is_other = (files["status"] == "ok") & ((disk[columns] != entries[columns]) & (entries[columns] != "0")).any(axis=1)
+    length = disk["sample_rate"] + " Hz, " + disk["frames"] + " samples"
+    listed_length = entries["sample_rate"] + " Hz, " + entries["frames"].replace("0", "any") + " samples"
     first_paths = files.groupby("clip")["path"].transform("first")
     cases = [
-        (listed["path"].isna(), "unexpected name", files["reason"].replace("", "not on the official list")),
+        (entries["path"].isna(), "unexpected name", files["reason"].replace("", "not on the official list")),
         (files["path"] != first_paths, "duplicate", "the same clip as " + first_paths),
         (~files["path"].isin(sounds["path"]), "missing", "not on disk"),
         (is_other, "other content", length + " (official: " + listed_length + ")"),
@@ -205,7 +205,7 @@ def check_corpus(corpus: str, root: str | Path | None = None) -> Report:
 
 
 def check_files(files: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Decode every file: the table with CHECK_COLUMNS. A copy that a split may put into another part is a duplicate."""
+    """Decode every file; adds CHECK_COLUMNS. Equal sounds of one emotion are duplicates if their parts may differ."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         details = pd.DataFrame(pool.map(_inspect, [root / path for path in files["path"]]), columns=CHECK_COLUMNS)
     files = files.reset_index(drop=True).join(details)
@@ -226,7 +226,7 @@ def _inspect(path: Path) -> tuple[str | int, ...]:
 
 
 def _verdict(files: pd.DataFrame, official: str = "") -> tuple[str, int]:
-    """Verdict and exit code."""
+    """Verdict and exit code; ``official`` is ' and official' if the files were compared with an official list."""
     is_usable = files["status"].isin(USABLE)
     clip_counts = is_usable.groupby(files["emotion"]).sum().drop("", errors="ignore")
     if few := ", ".join(f"{n} clips of {emotion}" for emotion, n in clip_counts.items() if n < FEWEST):

@@ -182,7 +182,7 @@ def timeline(
     probabilities, end = 100 * windows.filter(like="p_"), len(waveform) / audio.sample_rate  # (W, C), s
     classes, edges, rows = probabilities.shape[1], np.append(windows["start"], end), -(-len(windows) // 4)
     span = max(audio.seconds, end if rows == 1 else -(-len(windows) // rows) * audio.seconds)  # s in a row
-    bands, frames = ((patch - stride) / 2 - 0.5 + stride * np.arange(count + 1) for count in maps.shape[1:])
+    bands, frames = ((patch - stride) / 2 - 0.5 + stride * np.arange(n + 1) for n in maps.shape[1:])  # edges, in cells
     heights = [0.6, max(0.9, 0.16 * classes), 1.5]  # inches
     figure, axes = panels(3 * rows, 1, (WIDTH, rows * (sum(heights) + 0.4) + 0.4), height_ratios=heights * rows)
     for row, (wave_ax, probability_ax, map_ax) in enumerate(axes.reshape(rows, 3)):
@@ -198,7 +198,7 @@ def timeline(
                 style = {"ha": "center", "va": "center_baseline", "color": "white" if value > 60 else "black"}
                 probability_ax.text((start + stop) / 2, y + 0.5, text, clip_on=True, **style)
             seconds = (start + frames * audio.hop / audio.sample_rate).clip(max=stop)
-            scaled = heat / heat[:, seconds[:-1] < end].max()  # padding does not count
+            scaled = heat / heat[:, : max(1, (seconds[:-1] < end).sum())].max()  # padding does not count
             image = map_ax.pcolormesh(seconds, bands, scaled, cmap=HEAT, vmin=0, vmax=1)
         for ax in (wave_ax, probability_ax, map_ax):
             mark_padding(ax, end, (row + 1) * span)

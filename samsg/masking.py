@@ -54,7 +54,7 @@ def choose_patches(
 
 
 def fill_area(values: Tensor, allowed: Tensor, area: Tensor, patch: int, stride: int) -> Tensor:
-    """Each clip's allowed patches with the largest values, as many as cover at most its area: -> bool (B, 12, 99)."""
+    """The allowed patches of largest value that cover at most ``area`` (B,) cells: (B, 12, 99) -> bool (B, 12, 99)."""
     values = values.masked_fill(~allowed, -torch.inf)
     low, high = torch.zeros_like(area), allowed.sum((1, 2))
     while (low < high).any():  # bisection: the area grows with every patch

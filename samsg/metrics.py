@@ -59,7 +59,7 @@ class Difference(NamedTuple):
 
 
 def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1f") -> str:
-    """'57.1 ± 2.0 [42.2, 70.9]': value, deviation over seeds, interval; without what is nan, '-' without a value."""
+    """'57.1 ± 2.0 [42.2, 70.9]': value, deviation over seeds, interval. Without parts that are nan; '-': no value."""
     value, low, high, std = (scale * number for number in estimate)
     spread = "" if np.isnan(std) else f" ± {std:{form}}"
     interval = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
@@ -69,7 +69,7 @@ def estimate_text(estimate: Sequence[float], scale: float = 100, form: str = ".1
 def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
     """The column that intervals resample: 'clip' for 'random', else what the protocol holds out.
 
-    Two sentences, one a fold, give no interval. Speakers are resampled instead; such an interval is of these sentences.
+    Two sentences, one a fold, give no interval. Speakers are resampled then, which says nothing about other sentences.
     """
     if protocol == "sentence" and predictions is not None:
         sentences_per_seed = predictions.groupby("seed")["sentence"].nunique()
@@ -133,7 +133,7 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
     """
     codes = tuple(pd.Index(classes).get_indexer(predictions[key]) for key in ("emotion", "predicted"))
     seeds, has_repeats = pd.factorize(predictions["seed"])[0], predictions["clip"].duplicated().any()
-    runs, statistics = seeds * has_repeats, (accuracy, macro_f1)
+    tests, statistics = seeds * has_repeats, (accuracy, macro_f1)  # tests: the seeds, or 0 throughout for folds
 
     def confusion_counts(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         counts = np.zeros((rows.max() + 1, columns.max() + 1, len(classes), len(classes)))
@@ -142,7 +142,7 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
 
     intervals: dict[str, list[Interval]] = {}
     for column in dict.fromkeys(("clip", unit)):
-        counts = confusion_counts(_unit_codes(predictions, column), runs)  # (G, seeds, C, C)
+        counts = confusion_counts(_unit_codes(predictions, column), tests)  # (G, seeds or 1, C, C)
         intervals[column] = [cluster_interval(counts, statistic) for statistic in statistics]
     if not has_repeats:
         intervals["clip"][0] = wilson_interval((codes[0] == codes[1]).sum(), len(predictions))

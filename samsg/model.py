@@ -1,8 +1,8 @@
 """The model: timm's distilled DeiT on log-mel spectrograms with two linear heads (Sections III-C and III-D, Fig. 1-2).
 
-DeiT: Touvron et al., ICML 2021 [27]. Its attention (Eq. 3-5) is timm's. Overlapping patches and
-ImageNet weights on spectrograms: Gong et al. (AST), Interspeech 2021 [2]. timm sums the RGB filters for one channel and
-resamples the position embedding to the patch grid.
+DeiT: Touvron et al., ICML 2021 [27]. Its attention (Eq. 3-5) is timm's; rollout.py computes the softmax of Eq. 4 again.
+Overlapping patches and ImageNet weights on spectrograms: Gong et al. (AST), Interspeech 2021 [2]. timm sums the RGB
+filters for one channel and resamples the position embedding to the patch grid.
 """
 
 from functools import partial
@@ -58,7 +58,7 @@ class SpectrogramDeiT(nn.Module):
     Sizes: 'tiny', 'small', 'base' (dim 192, 384, 768; heads 3, 6, 12), with 12 blocks if ``depth`` is None. Inputs
     have n_mels x n_frames cells, patches patch x patch, one every ``stride`` cells. ``weights``: 'random'; 'imagenet',
     from timm's hub; 'embedded', samsg's own DeiT-tiny of six blocks; 'dinov2', the ViT-S of ``samsg weights``; or a
-    file of a distilled DeiT (.safetensors, or .pth as its authors publish it). ``normalize``: mean and standard
+    file of a distilled DeiT below ``home()`` (.safetensors, or its authors' .pth). ``normalize``: mean and standard
     deviation of the input. With ``IMAGENET_GREY`` a spectrogram in [0, 1] is treated as the grey pictures that DeiT was
     trained on. SamsgError if the weights are missing or do not fit.
     """
@@ -113,7 +113,7 @@ def _create_vit(size: str, weights: str, depth: int, grid: tuple[int, int], inpu
     name, overlay = f"deit_{size}_distilled_patch16_224", None
     try:
         if weights not in ("random", "imagenet"):
-            path = {"embedded": EMBEDDED, "dinov2": home() / DINOV2}.get(weights, Path(weights).expanduser())
+            path = {"embedded": EMBEDDED, "dinov2": home() / DINOV2}.get(weights, home() / Path(weights).expanduser())
             if not path.is_file():
                 raise FileNotFoundError(f"there is no file {path}")
             # A .pth file is a pickle, which may run code: only tensors are read from it. timm drops the heads.

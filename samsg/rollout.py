@@ -1,4 +1,4 @@
-"""Attention rollout (Section III-D, Eq. 6-7) in three readings, one row at a time, and two maps to compare with.
+"""One row of the attention rollout (Section III-D, Eq. 6-7) in three readings, and two maps to compare with.
 
 Abnar & Zuidema (ACL 2020) [13] mix each layer's attention A_raw, averaged over heads, with the identity, which stands
 for the residual connection, A = alpha A_raw + (1 - alpha) I (Eq. 6), and multiply the layers (Eq. 7). Only the row of
@@ -40,8 +40,8 @@ def rollout_row(
     Readings: 'output_to_input', of A(L) ... A(1), as Abnar & Zuidema define it; 'as_printed', of A(1) ... A(L), as
     Eq. 7 is printed; 'discard', of A(L) ... A(1) with vit-explain's A (``discard_lowest``). For comparison:
     'last_layer', its attention alone; 'gradient', attention times its gradient (``positive_relevance``) for the class
-    ``target``, (B,), or for the predicted one. ``token`` may be one token of each clip, (B,), too. For the other
-    options see ``RolloutSettings``.
+    ``target``, (B,), or for the predicted one. ``token``: the row, 'cls' or 'mean', or the number of a token for each
+    clip, (B,). For the other options see ``RolloutSettings``.
 
     The model is a ``SpectrogramDeiT``, or any ViT of timm with a CLS token and standard attention. SamsgError for
     another one, and for an unknown reading or token.
@@ -54,15 +54,15 @@ def rollout_row(
     inputs = _attention_inputs(model, spectrogram)
     if reading == "last_layer":
         alpha, inputs = 1.0, inputs[-1:]
-    x = inputs[0][1]  # (B, T, dim)
+    x = inputs[0][1]  # (B, T, dim), for B, T and the device
     token_indices = token[:, None] if isinstance(token, Tensor) else torch.tensor([[0, 1] if token == "mean" else [0]])
-    row = F.one_hot(token_indices.to(x.device), x.shape[1]).float().mean(1).expand(len(x), -1)  # (B, T)
+    row = F.one_hot(token_indices.to(x.device), x.shape[1]).float().mean(1).expand(len(x), -1)  # (B, T): 1 at CLS
     if reading == "gradient":
         for relevance in reversed(positive_relevance(model, spectrogram, target)):
             row = row + (row[:, None] @ relevance)[:, 0]  # r (I + relevance): Chefer et al., Eq. 6
         return row / row.sum(1, keepdim=True)
-    order = inputs if reading == "as_printed" else inputs[::-1]  # r A(1) ... A(L) (Eq. 7), or r A(L) ... A(1)
-    for attention, x in order:
+    layers = inputs if reading == "as_printed" else inputs[::-1]  # r A(1) ... A(L) (Eq. 7), or r A(L) ... A(1)
+    for attention, x in layers:
         if reading == "discard":
             weights = discard_lowest(_mean_attention(attention, x), discard_ratio)  # (B, T, T)
             row = row / (weights.sum(2) + 1)  # a row of (A + I) / 2 is divided by its sum
@@ -75,7 +75,7 @@ def rollout_row(
 def attention_rollout(
     model: SpectrogramDeiT, spectrogram: Tensor, alpha: float = 0.9, reading: Reading = "output_to_input", **rest: Any
 ) -> Tensor:
-    """``rollout_row``, options included, of the patches on their grid, divided by its maximum: -> (B, 12, 99)."""
+    """``rollout_row`` (``rest``: its other options) at the patches, divided by its maximum: -> (B, 12, 99)."""
     row = rollout_row(model, spectrogram, alpha, reading, **rest)
     heat = row[:, 2:].unflatten(1, model.grid)  # (B, 12, 99)
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
@@ -104,8 +104,8 @@ def positive_relevance(model: Any, spectrogram: Tensor, target: Tensor | None = 
     """Each layer's attention times its gradient for a class, positive parts averaged over heads (Chefer et al., CVPR
     2021, Eq. 5): (B, 1, 128, 1001), (B,) -> L x (B, 1190, 1190). It keeps all attention maps."""
     maps: list[Tensor] = []
-    layers = [block.attn for block in model.vit.blocks]
-    hooks = [layer.attn_drop.register_forward_hook(lambda *call: maps.append(call[2])) for layer in layers]
+    layers = [block.attn for block in getattr(model, "vit", model).blocks]
+    hooks = [layer.attn_drop.register_forward_hook(lambda _, __, output: maps.append(output)) for layer in layers]
     with torch.enable_grad(), _inspection(model, hooks):
         for layer in layers:
             layer.fused_attn = False  # fused attention has no map to hook
@@ -130,7 +130,7 @@ def _attention_inputs(model: nn.Module, spectrogram: Tensor) -> list[tuple[Atten
 
 @contextmanager
 def _inspection(model: nn.Module, hooks: list[Any]) -> Iterator[None]:
-    """In eval mode, without dropout. Afterwards the hooks are gone and each module's attributes are as before."""
+    """A forward pass in eval mode; then hooks are removed, and modules' attributes (training, fused_attn) put back."""
     modules = [(module, vars(module).copy()) for module in model.modules()]
     model.eval()
     try:
@@ -143,7 +143,7 @@ def _inspection(model: nn.Module, hooks: list[Any]) -> Iterator[None]:
 
 
 def _attention_slices(attention: Any, x: Tensor, n_queries: int) -> Iterator[tuple[slice, Tensor]]:
-    """Attention (Eq. 4) of the first queries, some at a time, in single precision: (B, T, dim) -> (B, H, S, T) each."""
+    """The softmax of Eq. 4 for the first ``n_queries`` in slices, single precision: yields slices and (B, H, S, T)."""
     size = 2 * attention.attn_dim  # queries and keys come before values
     bias = attention.qkv.bias
     qk = F.linear(x, attention.qkv.weight[:size], None if bias is None else bias[:size])  # (B, T, 2 * dim)

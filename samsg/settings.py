@@ -28,13 +28,13 @@ RENAMED = {"rollout.order": "is now rollout.reading: 'abnar' is 'output_to_input
 
 
 class Stage(NamedTuple):
-    """One step of a run: its notebook, and its own groups of settings; those of earlier stages decide it too."""
+    """One step of a run: its notebook, and the groups of settings that it adds to those of the earlier stages."""
 
     notebook: str
     groups: tuple[str, ...]
 
 
-STAGES = {  # in their order
+STAGES = {  # in the order of a run
     "spectrograms": Stage("01_data_preparation", ("audio", "views")),
     "baseline": Stage("02_baseline", ("model", "training")),
     "rollout": Stage("03_attention_rollout", ("rollout",)),
@@ -49,13 +49,12 @@ class SamsgError(Exception):
 
 
 def check_name(kind: str, name: str, choices: Iterable[str], advice: str = "") -> None:
-    """SamsgError unless ``name`` is one of the choices: it lists them, and suggests the one that is close."""
-    if name not in (names := {choice.casefold(): choice for choice in choices}).values():
-        matches = difflib.get_close_matches(name.casefold(), names, n=1)
-        suggestion = f" Did you mean {names[matches[0]]!r}?" if matches else ""
-        raise SamsgError(
-            f"There is no {kind} '{name}'; known: {', '.join(sorted(names.values()))}.{suggestion}{advice}"
-        )
+    """SamsgError unless ``name`` is one of the choices. Its message lists them and suggests a similar one."""
+    if name not in (known := sorted(choices)):
+        originals = {choice.casefold(): choice for choice in known}  # compared without case
+        matches = difflib.get_close_matches(name.casefold(), originals, n=1)
+        suggestion = f" Did you mean {originals[matches[0]]!r}?" if matches else ""
+        raise SamsgError(f"There is no {kind} '{name}'; known: {', '.join(known)}.{suggestion}{advice}")
 
 
 def in_repository(name: str) -> Path:
@@ -105,7 +104,7 @@ class ViewSettings(Settings):
     names: tuple[View, ...] = VIEWS  # 'clean' first: validation and test use it
     seed: int = 0
     snr: tuple[float, float] = (15.0, 30.0)  # dB: lowest and highest signal-to-noise ratio, of white noise
-    shift: float = Field(0.4, ge=0)  # s, at most, in both directions
+    shift: float = Field(0.4, ge=0)  # s: the farthest, earlier or later
     speed: tuple[Speed, Speed] = (0.9, 1.1)  # slowest and fastest; 1: unchanged
 
 

@@ -18,7 +18,7 @@ from samsg.settings import SamsgError, check_name, home, profile_names
 from samsg.storage import atomic, whole_folder
 
 EMOTION = re.compile("ang|fea|hap|joy|sad|neu|sur|bor|calm|disg", re.IGNORECASE)  # how names of emotions begin
-SECONDS_PER_CLIP, SECONDS_TO_START = 0.014, 150  # of an epoch; of the notebooks: data/README.md, Time
+SECONDS_PER_CLIP, SECONDS_TO_START = 0.014, 150  # a clip and epoch; all notebooks (data/README.md, Time)
 
 
 def fetch_corpus(corpus: str, folder: Path, source: Path | None = None) -> Path:
@@ -117,7 +117,7 @@ def guess_labels(folder: Path) -> pd.DataFrame:
         if (table["clip"] == "").mean() < 0.1:
             return table
     table = table.assign(clip=table["path"], emotion="", speaker="", sentence="")
-    # Classes and speakers are values of a folder or of a word of the last folder and the name, counted from both ends.
+    # Candidates: each folder; each word of the last folder and the name, with and without digits; from both ends.
     parts = table["path"].map(lambda path: Path(path).with_suffix("").parts)
     words = parts.str[-2:].str.join("/").str.findall("[^-_. /]+")
     letters = words.map(lambda row: [word.rstrip("0123456789") or None for word in row])

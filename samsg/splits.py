@@ -23,10 +23,10 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
 
     'random' is stratified by emotion, and keeps a published split: a column ``part`` of the manifest.
 
-    'speaker' and 'sentence' keep each speaker or sentence in one part. They are dealt into k folds (5 at most). Seed s
-    tests on fold s mod k, so that seeds 0 to k-1 test every clip once, and validates on the next. Later seeds deal
-    anew: groups of equal counts may change places. Two sentences are two folds; of the speakers of the sentence that is
-    not tested, 15 %, drawn with the seed s div 2, validate, and the rest train.
+    'speaker' and 'sentence' keep each speaker or sentence in one part: the speakers, or sentences, are dealt into k
+    folds, 5 at most. Seed s tests on fold s mod k and validates on the next, so seeds 0 to k-1 test every clip once.
+    Later seeds deal anew: groups of equal counts may change places. With two sentences, one is tested. Of the other,
+    the clips of 15 % of the speakers, drawn with the seed s div 2, are for validation and the rest for training.
 
     SamsgError if the protocol is unknown, a class has fewer than 3 clips, or speakers or sentences are too few.
     """

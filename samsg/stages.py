@@ -95,7 +95,7 @@ class Run:
         return self.stage_folder(name)
 
     def make(self, name: str, work: Callable[[Path], None], fingerprint: str = "") -> Path:
-        """Do a stage's work in a partial folder, unless it is finished: its folder. Processes may call it at once."""
+        """Work in a partial folder unless the stage is finished. Returns the stage's folder. Parallel calls wait."""
         folder = self.stage_folder(name)
         if self.is_finished(name, fingerprint):
             print(f"Stage '{name}': loaded from an earlier run, {folder.relative_to(home())}.")
@@ -161,7 +161,7 @@ def finished_runs(profile: Profile, protocol: str = "random", names: Collection[
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of clips or a history. In TEXT, '01' is not 1 and 'None' is not missing; elsewhere '' is NaN."""
+    """A table of clips or a history. The columns of TEXT stay text: '01', 'None', ''. In the others '' is NaN."""
     columns = pd.read_csv(path, nrows=0).columns
     na_values = {column: [""] for column in columns if column not in TEXT}
     return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=na_values)
@@ -224,11 +224,11 @@ def read_predictions(run: Run, stage: str, part: str = "test") -> pd.DataFrame:
 def svm_predictions(run: Run) -> pd.DataFrame:
     """Test predictions of a linear SVM, the floor that a deep model must clear: as ``read_predictions``, without p_.
 
-    It sees time averages of each band of the clean log-mel (128, T): mean, standard deviation, mean absolute
-    difference, all standardised. C is 0.001 and not tuned.
+    It sees three statistics over time of each band of the clean log-mel (128, T): mean, standard deviation, and mean
+    absolute difference of neighbouring frames, all standardised. C is 0.001 and not tuned.
     """
-    clips, cells = read_clips(run), (views[0].astype(np.float32) for views in read_examples(run).spectrograms)
-    features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in cells])  # (N, 384)
+    clips, mels = read_clips(run), (views[0].astype(np.float32) for views in read_examples(run).spectrograms)
+    features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in mels])  # (N, 384)
     is_train, is_test = ((clips["part"] == part).to_numpy() for part in ("train", "test"))
     svm = make_pipeline(StandardScaler(), LinearSVC(C=0.001, max_iter=20_000, random_state=0))
     predictions = svm.fit(features[is_train], clips["emotion"][is_train]).predict(features[is_test])

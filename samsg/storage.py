@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder while other processes wait: yields '<folder>.partial', which is renamed in the end."""
+    """Make a folder while other processes wait: yields '<folder>.partial', renamed in the end if the body makes it."""
     partial = folder.with_name(f"{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # ends with its process, however that ends
@@ -77,8 +77,8 @@ def provenance() -> dict[str, Any]:
     """What produces a result here: commit ('+changes' where files differ from it), versions, machine, time."""
     import torch
 
-    folders = ["--git-dir", str(REPOSITORY / ".git"), "--work-tree", str(REPOSITORY)]
-    command = [shutil.which("git") or "false", *folders, "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+    place = ["--git-dir", str(REPOSITORY / ".git"), "--work-tree", str(REPOSITORY)]
+    command = [shutil.which("git") or "false", *place, "describe", "--always", "--abbrev=12", "--dirty=+changes"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "code": commit or "unknown",

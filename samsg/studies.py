@@ -32,7 +32,7 @@ SAMSG, DEIT = Variant("SAMSG", {}), Variant("DeiT", {}, "baseline")
 # Stage ii without masks: the same epochs and the same restart as SAMSG, and nothing of its method.
 NO_MASKS = Variant("SAMSG, no masks", {"mask": {"strategy": "none"}})
 LONG = NO_MASKS._replace(title="DeiT, as many epochs", stage="samsg")
-FIFTH = {"select": "share", "padding": "exclude"}  # of the patches with speech: every map masks the same area
+FIFTH = {"select": "share", "padding": "exclude"}  # of the patches with speech: every map masks as many patches
 CLAIM = [
     Variant("SAMSG, random masks", {"mask": {"strategy": "random", **FIFTH}}),
     SAMSG,  # as printed: patches above 0.5 of the maximum, padding included
@@ -146,8 +146,8 @@ def printable(table: pd.DataFrame, reference: str = SAMSG.title) -> pd.DataFrame
 def findings(predictions: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Every comparison that the claim rests on, in all studies at once: Holm's method corrects them together.
 
-    Each variant of stage iii is compared with DeiT for as many epochs, and those that mask a fifth of the speech with
-    random masks of the same area. A difference needs an interval without 0 and a corrected p below .05.
+    Each variant of stage iii is compared with DeiT for as many epochs, and those that mask a fifth of the patches with
+    random masks of the rollout's area. A difference needs an interval without 0 and a corrected p below .05.
     ``predictions``: (profile, protocol) -> test predictions of the study 'claim', as ``read_study`` gives them.
     """
     random_masks, _, *fifth_variants = CLAIM

@@ -40,11 +40,11 @@ selectObject: tier
 Formula: "object [values, 1, col]"
 """
 # How an emotion departs from neutral, and, in the last row, how far its clips differ (one standard deviation).
-# Units: semitones, octaves, semitones a clip, octaves, s, dB an octave, dB, semitones, semitones, share of the voice.
+# Semitones (slope: a clip); range, rate: octaves; pause: s; tilt: dB an octave; loudness: dB; breath: share of voice.
 CUE_TABLE = pd.read_csv(Path(__file__).with_name("emotions.csv"), index_col="emotion")
 CUES, EMOTIONS = list(CUE_TABLE), {name: list(cues) for name, *cues in CUE_TABLE.drop("spread").itertuples()}
 SPREAD = CUE_TABLE.loc["spread"].to_numpy()
-STYLE = 0.5  # how far a speaker's way of acting an emotion differs from the others', in SPREAD
+STYLE = 0.5  # standard deviation between speakers' ways of acting an emotion, in units of SPREAD
 
 # The texts of each corpus's sentences: SENTENCES["emodb"]["a01"]. SAVEE uses sentences of TIMIT; these resemble them.
 # Its numbers 01 to 03 are common to all emotions. Every other one belongs to one emotion: an opening with an ending
@@ -130,14 +130,14 @@ def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mappin
 def _plan_clips(name: str, settings: SyntheticSettings) -> Iterator[Clip]:
     speakers, codes = BLUEPRINTS[name].speakers[: settings.speakers], GRAMMARS[name].emotions
     sentences, strength = list(SENTENCES[name].index)[: settings.sentences], settings.strength or 1.0
-    for speaker, (row, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
+    for speaker, (place, (code, emotion)) in itertools.product(speakers, enumerate(codes.items())):
         if name == "savee":
             common_texts, openings, endings = SENTENCES["savee"]
             # Neutral has twice as many sentences as the others.
             for number in range(settings.sentences * (2 if emotion == "neutral" else 1)):
-                # The ending moves with the emotion (row): no other emotion has the same pair.
+                # The ending moves with the emotion's place (0 to 6; of neutral 4, 7, 10): no pair occurs twice.
                 turn, opening = divmod(number - len(common_texts), len(openings))
-                own_text = f"{openings[opening]} {endings[(opening + row + 3 * turn) % len(endings)]}"
+                own_text = f"{openings[opening]} {endings[(opening + place + 3 * turn) % len(endings)]}"
                 text = common_texts[number] if number < len(common_texts) else own_text
                 yield Clip(f"AudioData/{speaker}/{code}{number + 1:02d}.wav", speaker, text, emotion, strength)
         elif name == "emodb":

@@ -83,7 +83,7 @@ def caption(number: int, results: Results, paper: bool = True) -> str:
     summaries = [summary for methods in results.values() for summary in methods.values()]
     units = " or ".join(sorted({summary.unit for summary in summaries} - {"clip"}))
     text = f"Table {number}. {CONTENT[number][1]}, as reached in this run, with 95 % intervals"
-    text += f" (resampled by {units})" * bool(units)
+    text += f" (resampled by {units})" if units else ""
     text += "; ± is the standard deviation over seeds" * any(summary.seeds > 1 for summary in summaries)
     text += ". Rows and columns without 'this run' or a note are as printed in the paper, with its references" * paper
     return f"{text}."

@@ -133,7 +133,7 @@ def make_optimizer(model: SpectrogramDeiT, settings: TrainingSettings) -> torch.
 def schedule(step: int, steps: int, settings: TrainingSettings) -> float:
     """The factor of the learning rate at a step counted from 0, with ``steps`` steps an epoch.
 
-    'halving': 0.5 every ``halve_every`` epochs (Section IV-B), after a linear warm-up. 'one_cycle': up from a
+    'halving': 0.5 every ``halve_every`` epochs (Section IV-B), times a linear warm-up. 'one_cycle': up from a
     twenty-fifth over the first three tenths, then down to 0, each along a cosine (Smith & Topin 2019).
     """
     if settings.schedule == "halving":
@@ -153,7 +153,7 @@ def train_epoch(
     settings: TrainingSettings,
     key: tuple[int, ...],
 ) -> dict[str, float]:
-    """One epoch, whose number, from 0, ends ``key``; the measures are of the batches as they were trained on."""
+    """One epoch; ``key`` ends with its number, from 0. Returns loss and accuracy of the batches as trained on."""
     model.train()
     steps = -(-len(examples.parts["train"]) // settings.batch)
     totals = np.zeros(5)  # clips, and the four sums of Losses
@@ -218,7 +218,7 @@ def fit(
     is chosen by it. ``key``, with the epoch, is the seed of the order of clips and the choice of views.
 
     Returns class probabilities of the validation and test clips by the best epoch's weights, which the model ends with.
-    SamsgError if a loss is NaN or infinite, or the checkpoint is damaged or of another precision.
+    SamsgError if a training loss is NaN or infinite, or the checkpoint is damaged or of another precision.
     """
     fabric = make_fabric(settings.device, settings.precision)
     choose_attention(model, fabric.device)
