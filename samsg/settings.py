@@ -227,7 +227,7 @@ class Profile(Settings):
 
     def corpus(self, name: str) -> CorpusSettings:
         """The settings of one corpus; SamsgError if the profile does not have it."""
-        check_name("corpus", name, self.corpora, f" They are those of profile '{self.name}'.")
+        check_name("corpus", name, self.corpora, f" Profile '{self.name}' has no others.")
         return self.corpora[name]
 
     def title(self, name: str) -> str:

@@ -128,6 +128,8 @@ def test_unknown_names_suggest_the_nearest() -> None:
         load_profile("dmeo")
     with pytest.raises(SamsgError, match=r"no corpus 'emdb'; known: crema_d, emodb, savee\. Did you mean 'emodb'\?"):
         load_profile("demo").corpus("emdb")
+    corpora = {name: {"reader": "mine.csv"} for name in ("Mine", "mine")}  # case does not matter for suggestions alone
+    assert load_profile("demo", corpora=corpora).corpus("Mine").reader == "mine.csv"
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "", "a b", "a\nb", "{x}", "$(x)", "a'b", "x" * 201])
