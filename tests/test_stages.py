@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -237,15 +236,19 @@ def test_rollouts_and_masks_are_of_all_training_views_and_of_the_clean_held_out_
 
 
 def test_stage_ii_starts_from_stage_i_or_from_its_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[torch.nn.Module] = []
-    monkeypatch.setattr(stages, "_train", lambda run, _, create_model, *rest: started.append(create_model(run)))
-    samsg_settings = run.profile.samsg.model_copy(update={"start": "initial"})
-    initial = open_run(run.profile.model_copy(update={"samsg": samsg_settings}), "tones")
-    baseline = load_file(run.require("baseline") / "model.safetensors")
-    for each, expected in ((run, baseline), (initial, samsg.new_model(run).state_dict())):
-        samsg.train_samsg(each)
-        found = started.pop().state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    def train(run: Run, _: str, create_model: stages.CreateModel, objective: stages.Objective, *rest: object) -> None:
+        started.append((create_model(run).state_dict(), objective))
+
+    started: list[tuple[dict[str, torch.Tensor], stages.Objective]] = []
+    monkeypatch.setattr(stages, "_train", train)
+    changes = {"start": "initial", "classification_weight": 2.0, "reconstruction_weight": 3.0}
+    initial = open_run(run.profile.model_copy(update={"samsg": run.profile.samsg.model_copy(update=changes)}), "tones")
+    samsg.train_samsg(run)
+    samsg.train_samsg(initial)
+    expected = load_file(run.require("baseline") / "model.safetensors"), samsg.new_model(run).state_dict()
+    for (found, _), weights in zip(started, expected, strict=True):
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert [objective for _, objective in started] == [(1, 1, True, 0), (2, 3, True, 0)]
 
 
 def test_the_probe_trains_the_cls_token_and_the_head_alone(run: Run) -> None:
@@ -306,7 +309,8 @@ def test_a_profile_whose_name_has_a_dot_is_no_variant(copy: Run, home: Path) -> 
 
 def test_what_test_clips_sound_like_and_are_called_changes_no_model(tmp_path: Path, monkeypatch) -> None:
     """Other test sounds, other test labels: each trained model of each stage and variant is the same, byte for byte."""
-    results: dict[str, dict[str, Any]] = {}
+    random_masks, results = studies.Variant("random masks", {"mask": {"strategy": "random"}}), {}
+    monkeypatch.setitem(studies.STUDIES, "masks", [studies.SAMSG, random_masks, studies.NO_MASKS])
     for name in ("original", "changed"):
         home = tmp_path / name
         home.mkdir()
