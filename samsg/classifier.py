@@ -70,15 +70,14 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
     @classmethod
     def from_pretrained(cls, place: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """A model of a folder that ``save_pretrained`` wrote, or of the Hub ('owner/name'); SamsgError if none fits."""
-        is_local = True
+        defaults = {"strict": True, "local_files_only": True}
         if not Path(place).is_dir():
             with suppress(Exception):  # no network, no answer in time, HF_HUB_OFFLINE; the hub itself retries for 23 s
                 get_session().head(constants.ENDPOINT, timeout=2)
-                is_local = False
+                defaults["local_files_only"] = False
         try:
             with redirect_stdout(sys.stderr):  # where the hub's message does not mix with tables
-                options = {"strict": True, "local_files_only": is_local, **options}
-                classifier: Self = super().from_pretrained(place, **options)
+                classifier: Self = super().from_pretrained(place, **defaults | options)
         except Exception as error:  # of the hub, of JSON, of safetensors, of a model that does not fit
             offline = "the Hugging Face Hub cannot be reached, and its cache here does not hold it."
             reason = offline if isinstance(error, LocalEntryNotFoundError) else " ".join(str(error).split())[:300]

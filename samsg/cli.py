@@ -180,12 +180,14 @@ def runs() -> None:
     import pandas as pd
 
     folder, rows = home() / "runs", []
-    for probe in sorted(folder.glob("*/*/*/seed*/probe")):
-        name = probe.parent.relative_to(folder).as_posix()
-        if run := samsg.find_run(name):
-            tables = [samsg.read_predictions(run, stage) for stage in ("baseline", "probe")]
-            accuracies = [f"{100 * (table['emotion'] == table['predicted']).mean():.1f}" for table in tables]
-            rows.append([name, *accuracies, len(tables[0])])
+    for path in sorted(probe.parent for probe in folder.glob("*/*/*/seed*/probe")):
+        try:
+            if run := samsg.find_run(path):
+                tables = [samsg.read_predictions(run, stage) for stage in ("baseline", "probe")]
+                accuracies = [f"{100 * (table['emotion'] == table['predicted']).mean():.1f}" for table in tables]
+                rows.append([path.relative_to(folder).as_posix(), *accuracies, len(tables[0])])
+        except SamsgError as error:  # of another version, or moved: the others are listed
+            print(f"samsg: {error}", file=sys.stderr)
     if not rows:
         raise SamsgError(f"There is no finished run in {folder}; 'samsg reproduce' makes three.")
     columns = ["profile/corpus/protocol/seed", "DeiT (%)", "SAMSG (%)", "test clips"]
@@ -258,6 +260,6 @@ def main() -> None:
     try:
         app()
     except (SamsgError, OSError) as error:
-        advice = ". What was complete before is kept; make room, or set SAMSG_HOME to another disk."
+        advice = ". If a disk is full or read-only, make room or set SAMSG_HOME; what was complete before is kept."
         print(f"samsg: {error}{advice if isinstance(error, OSError) else ''}", file=sys.stderr)
         sys.exit(1)

@@ -40,8 +40,7 @@ class Grammar(NamedTuple):
 
 
 OFFICIAL = Path(__file__).with_name("official")  # the grammars, and lists of all files as published
-ENTRIES = yaml.safe_load((OFFICIAL / "grammars.yaml").read_text(encoding="utf-8"))
-GRAMMARS = {corpus: Grammar(**entry) for corpus, entry in ENTRIES.items()}
+GRAMMARS = {key: Grammar(**entry) for key, entry in yaml.safe_load((OFFICIAL / "grammars.yaml").read_bytes()).items()}
 
 
 def parse_path(path: str, corpus: str) -> dict[str, str] | None:

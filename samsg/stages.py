@@ -131,18 +131,20 @@ def open_run(
 
 
 def find_run(name: str | Path) -> Run | None:
-    """A finished run, with the settings that it was made with, or None; SamsgError if they are of another version.
-    ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder."""
+    """A finished run with the settings that it was made with, or None; SamsgError if another version made it, or if it
+    was moved. ``name``: 'demo/savee' (protocol random, seed 0), 'demo/savee/speaker/seed1', or the folder."""
     folder = home() / "runs" / name  # an absolute path replaces runs/
     paths = [folder / part / "probe" / RECORD for part in ("random/seed0", "seed0", "")]
     if not (path := next(filter(Path.is_file, paths), None)):
         return None
     record = json.loads(path.read_text())
     try:
-        return open_run(Profile(**record["profile"]), record["corpus"], record["protocol"], record["seed"])
+        run = open_run(Profile(**record["profile"]), record["corpus"], record["protocol"], record["seed"])
     except (ValidationError, KeyError) as error:
-        advice = "remove it, and run 'samsg reproduce' again"
-        raise SamsgError(f"{path.parents[1]} was made by another version, with other settings; {advice}.") from error
+        raise SamsgError(f"{path.parents[1]} is of another version; remove it and run 'samsg reproduce'.") from error
+    if (folder := run.stage_folder("probe").resolve()) != path.parent.resolve():  # the name would open another run
+        raise SamsgError(f"{path.parents[1]} was moved from {folder.parent}; move it back, or set SAMSG_HOME.")
+    return run
 
 
 def finished_runs(profile: Profile, protocol: str = "random", names: Collection[str] = ()) -> dict[str, list[int]]:

@@ -119,6 +119,18 @@ def test_runs_lists_names_that_predict_takes(command: Command, trained: Path, tm
     assert command("predict", wav(tmp_path / "a.wav"), "--model", row[0]).code == 0
 
 
+def test_runs_names_those_that_it_cannot_list(command: Command, finished: Path, home: Path) -> None:
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    shutil.copytree(home / "runs/tones", home / "runs/copy")
+    record_path = home / "runs/old/tones/random/seed0/probe/record.json"
+    record_path.parent.mkdir(parents=True)
+    record_path.write_text('{"profile": {}}')
+    result = command("runs")
+    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["tones/tones/random/seed0"]
+    first, second = result.error.splitlines()
+    assert "runs/copy/tones/random/seed0 was moved" in first and "is of another version" in second
+
+
 def test_predict_reads_files_and_folders(command: Command, trained: Path, tmp_path: Path) -> None:
     wav(tmp_path / "sounds/long.wav", 1.2)
     for short in ("deep/short.flac", "short.wav"):

@@ -298,10 +298,16 @@ def test_runs_are_found_by_name_or_folder(run: Run, finished: Path) -> None:
         open_run(run.profile, "tones", "speakers")
 
 
-def test_a_profile_whose_name_has_a_dot_is_no_variant(copy: Run, home: Path) -> None:
-    shutil.copytree(home / "runs/tones", home / "runs/tones.v2")
-    found = samsg.find_run("tones.v2/tones")
-    assert found is not None and found.profile.variant_of is None
+def test_a_run_that_was_moved_is_refused(copy: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record names a profile, corpus, protocol and seed, whose folder may hold another run."""
+    shutil.copytree(home / "runs/tones", home / "runs/copy")
+    shutil.copytree(home / "runs/tones/tones/random/seed0", home / "runs/tones/tones/random/seed7")
+    for name in ("copy/tones", "tones/tones/random/seed7"):
+        with pytest.raises(SamsgError, match=r"was moved from .*/runs/tones/tones/random/seed0; move it back, or set"):
+            samsg.find_run(name)
+    monkeypatch.setenv("SAMSG_HOME", str(home / "other"))
+    with pytest.raises(SamsgError, match=r"was moved from .*/other/runs/tones/tones/random/seed0"):
+        samsg.find_run(home / "runs/tones/tones")
 
 
 # No test clip takes part in training
