@@ -41,6 +41,7 @@ def fetch_corpus(corpus: str, folder: Path, source: Path | None = None) -> Path:
             except Exception as error:  # archives and decompressors raise errors of any kind
                 raise SamsgError(f"{archive} is not a folder, zip or tar that can be unpacked: {error}") from error
         _copy_clips(corpus, source, Path(scratch) / "clips")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         (Path(scratch) / "clips").rename(partial)
     return folder
 

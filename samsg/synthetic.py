@@ -109,6 +109,7 @@ def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mappin
     """
     note = json.dumps({"corpus": name, "recipe": RECIPE, **settings}, sort_keys=True)
     with whole_folder(folder) as partial:
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         if folder.exists() and any(folder.iterdir()):
             path = folder / SYNTHETIC_NOTE
             record = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else "other files"
@@ -117,7 +118,6 @@ def speak_clips(name: str, clips: Sequence[Clip], folder: Path, settings: Mappin
             return
         if parselmouth is None:
             raise SamsgError("The embedded corpora need praat-parselmouth: pip install -e '.[synthetic]'.")
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         for clip in progress(clips, f"speaking {name}", len(clips)):
             path = partial / clip.path
             path.parent.mkdir(parents=True, exist_ok=True)

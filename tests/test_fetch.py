@@ -150,6 +150,26 @@ def test_an_archive_stays_in_its_folder(pack: Callable, name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("kind", "target"), [(tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../../secret"), (tarfile.CHRTYPE, "")]
+)
+def test_links_out_of_an_archive_and_devices_are_refused(
+    kind: bytes, target: str, tmp_path: Path, folder: Path
+) -> None:
+    entry = tarfile.TarInfo("wav/03a01Wa.wav")
+    entry.type, entry.linkname = kind, target
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        archive.addfile(entry)
+    with pytest.raises(SamsgError, match=r"links\.tar is not a folder, zip or tar that can be unpacked: 'wav/03a01Wa"):
+        fetch_corpus("emodb", folder, tmp_path / "links.tar")
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path, folder: Path) -> None:
+    as_folder(folder.with_name(f"{folder.name}.partial"), {"wav/cut.wav": b""})
+    fetch_corpus("emodb", folder, as_folder(tmp_path / "copy", sounds(EMODB)))
+    assert files(folder) == sorted(f"wav/{name}" for name in EMODB)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (sounds(EMODB) | {"copy/03a01Wa.wav": b"another"}, "has 03a01Wa twice, with different sounds"),

@@ -105,6 +105,7 @@ def test_a_folder_is_written_once_with_a_note_and_holds_nothing_else(folders, tm
     expected = {"speakers": 1, "sentences": 4, "takes": 1, "seed": 0}
     assert json.loads(lines[-1]) == {"corpus": "savee", "recipe": 1, **expected}
     before = {path: path.stat().st_mtime_ns for path in folders["savee"].rglob("*")}
+    folders["savee"].with_name("savee.partial").mkdir()  # of a process that was killed
     write_corpus("savee", folders["savee"], SETTINGS["savee"])
     with pytest.raises(SamsgError, match="Remove that folder"):
         write_corpus("savee", folders["savee"], SyntheticSettings(speakers=2))
