@@ -47,8 +47,8 @@ def read_sound(path: str | Path, sample_rate: int = 16_000, longest: float = LON
                 raise SamsgError(f"{path} lasts {frames / rate:.0f} s; at most {longest:g} s are read. Cut it.")
             samples = sound.read(math.ceil(longest * rate), "float32", always_2d=True).mean(axis=1)  # (S,)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: raw samples state no sample rate
-        reason = getattr(error, "error_string", error)
-        raise SamsgError(f"{path} cannot be read: {reason} Is it a sound file, and complete?") from error
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise SamsgError(f"{path} cannot be read: {reason}. Is it a sound file, and complete?") from error
     sizes = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", header, re.M)
     if sizes and int(sizes[2]) < int(sizes[1]) < 2**31 - 1:  # 2**31 - 1: a pipe, length unknown
         raise SamsgError(f"{path} is truncated: {sizes[2]} of {sizes[1]} bytes of sound; fetch it again.")

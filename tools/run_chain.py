@@ -13,6 +13,7 @@ from pathlib import Path
 
 import papermill
 from jupyter_client import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 
 from samsg.storage import report
 
@@ -34,10 +35,13 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
         partial = folder / f"{name}.failed.ipynb"
         try:
             papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", partial, parameters, **options)
-        except Exception as error:  # of a cell, or of a kernel that died, as when the memory is full
-            is_of_cell = isinstance(error, papermill.PapermillExecutionError)
-            message = f"{error.ename}: {error.evalue}" if is_of_cell else str(error)
-            report(f"{name} failed: {' '.join(message.split())} Notebook with traceback: {partial}")
+        except Exception as error:
+            message = str(error)
+            if isinstance(error, papermill.PapermillExecutionError):  # of a cell
+                message = f"{error.ename}: {error.evalue}"
+            elif isinstance(error, DeadKernelError):
+                message += ", perhaps for lack of memory"
+            report(f"{name} failed: {' '.join(message.split()).rstrip('.')}. Notebook with traceback: {partial}")
             raise
         partial.rename(folder / f"{name}.ipynb")
 
