@@ -1,5 +1,3 @@
-"""``python -m samsg``."""
-
 from samsg.cli import main
 
 main()

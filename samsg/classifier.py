@@ -99,7 +99,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
             if waveform.ndim != 1 or not waveform.is_floating_point() or not waveform.isfinite().all():
                 sample_type = f"{waveform.dtype} of the shape {tuple(waveform.shape)}"
                 raise SamsgError(f"Samples are finite floating-point numbers in [-1, 1], (S,); found {sample_type}.")
-            waveform = change_rate(waveform.float(), sample_rate or rate, rate)
+            waveform = change_rate(waveform.float(), int(sample_rate or rate), rate)
         if len(waveform) < SHORTEST * rate:
             raise SamsgError(f"{name} lasts {len(waveform) / rate:.2f} s; an emotion needs at least {SHORTEST} s.")
         last_start = max(0, len(waveform) - length)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn import metrics
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
@@ -80,8 +79,8 @@ def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
 
 def confusion_matrix(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
     """Counts of clips: true classes as rows, predicted ones as columns, (C, C)."""
-    counts = metrics.confusion_matrix(truth, predicted, labels=classes)
-    return pd.DataFrame(counts, index=pd.Index(classes, name="emotion"), columns=pd.Index(classes, name="predicted"))
+    counts = pd.crosstab(np.asarray(truth), np.asarray(predicted), rownames=["emotion"], colnames=["predicted"])
+    return counts.reindex(index=classes, columns=classes, fill_value=0)
 
 
 def wilson_interval(correct: int, n: int) -> Interval:

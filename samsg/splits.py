@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from samsg.corpora import FEWEST
+from samsg.corpora import FEWEST, PARTS
 from samsg.settings import PROTOCOLS, SamsgError, check_name
 
 HELD_OUT = 0.15  # of all clips, once for validation and once for test
@@ -37,6 +37,8 @@ def split(manifest: pd.DataFrame, protocol: str = "random", seed: int = 0) -> pd
         rarest = f"{counts.min()} clips of '{counts.idxmin()}'"
         raise SamsgError(f"The corpus has {rarest}; a split needs {FEWEST}. Add clips, or leave that class out.")
     if protocol == "random" and "part" in manifest:
+        if unused_parts := set(PARTS) - set(manifest["part"]):
+            raise SamsgError(f"No clip of the published part {' or '.join(sorted(unused_parts))} can be used.")
         return manifest.copy()
     if protocol == "random":
         size = max(math.ceil(HELD_OUT * len(parts)), len(counts))

@@ -159,9 +159,6 @@ def finished_runs(profile: Profile, protocol: str = "random", names: Collection[
     return seeds_by_corpus
 
 
-# What a run reads
-
-
 def read_table(path: Path) -> pd.DataFrame:
     """A table of clips or a history. The columns of TEXT stay text: '01', 'None', ''. In the others '' is NaN."""
     columns = pd.read_csv(path, nrows=0).columns
@@ -368,12 +365,14 @@ def _train(run: Run, stage: str, create_model: CreateModel, objective: Objective
     return run.make(stage, work)
 
 
-FUNCTIONS = prepare, train_baseline, compute_rollout, compute_masks, train_samsg, train_probe
-WORK = dict(zip(STAGES, FUNCTIONS, strict=True))
+WORK = dict(
+    zip(STAGES, (prepare, train_baseline, compute_rollout, compute_masks, train_samsg, train_probe), strict=True)
+)
 
 
 def run_stages(run: Run, last: str = "probe") -> Path:
     """Every stage in its order, up to the last one wanted; finished ones are not run again. The last one's folder."""
+    check_name("stage", last, STAGES)
     for name, work in WORK.items():
         folder = work(run)
         if name == last:

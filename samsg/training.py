@@ -178,8 +178,7 @@ def train_epoch(
 def evaluate(
     fabric: Fabric, model: Any, examples: Examples, part: str, objective: Objective
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Class probabilities (n, C) of a part's clips, clean view, unmasked; and their <part>_loss and <part>_accuracy. In
-    stage ii also <part>_reconstruction, of the same clips masked."""
+    """Class probabilities (n, C) of a part's clean, unmasked clips, and measures; reconstruction is of them masked."""
     model.eval()
     clips, logits, totals = examples.parts[part], [], np.zeros(5)
     for start in range(0, len(clips), EVALUATION_BATCH):
@@ -194,6 +193,8 @@ def evaluate(
 
 def _averages(part: str, totals: np.ndarray) -> dict[str, float]:
     n_clips, cross_entropy, n_right, error, n_masked = totals.tolist()
+    if not math.isfinite(cross_entropy):
+        raise SamsgError(f"The {part} loss is {cross_entropy} after an epoch. Lower training.lr.")
     scores = {f"{part}_loss": cross_entropy / n_clips, f"{part}_accuracy": n_right / n_clips}
     return scores | ({f"{part}_reconstruction": error / n_masked} if n_masked else {})
 

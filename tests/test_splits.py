@@ -126,6 +126,7 @@ CALM, TURNS = corpus({"calm": 9, "glad": 9}), ["one", "two"] * 9
         (CALM.assign(speaker=TURNS), "speaker", "needs a speaker for each clip, 3 speakers at least; found 2, and 0 "),
         (CALM.assign(speaker=["", *CALM["speaker"][1:]]), "speaker", "found 5, and 1 clips without one"),
         (CALM.assign(sentence="one"), "sentence", "needs a sentence .*, 2 sentences at least; found 1"),
+        (CALM.assign(part="train"), "random", "No clip of the published part test or validation can be used"),
         (CALM.assign(sentence=TURNS, speaker="ann"), "sentence", "needs a speaker .*, 2 speakers at least; found 1"),
     ],
 )

@@ -53,6 +53,8 @@ def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
     assert notebooks == sorted(notebooks) and [name[:2] for name in notebooks] == ["01", "02", "03", "04", "05", "06"]
     assert all((REPOSITORY / "notebooks" / f"{name}.ipynb").is_file() for name in notebooks)
     run = open_run("smoke", "emodb", "speaker", 2)
+    with pytest.raises(SamsgError, match=r"no stage 'prob'; .*Did you mean 'probe'"):
+        samsg.run_stages(run, "prob")
     earlier: list[str] = []
     for name, stage in STAGES.items():
         earlier += stage.groups
