@@ -9,6 +9,7 @@ are independent, which for one seed is Wilson's (1927). Fewer than two units hav
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from scipy import stats
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
-Interval = tuple[float, float]
 DRAWS = 2000
 
 
@@ -70,10 +70,9 @@ def unit_of(protocol: str, predictions: pd.DataFrame | None = None) -> str:
 
     Two sentences, one a fold, give no interval. Speakers are resampled then, which says nothing about other sentences.
     """
-    if protocol == "sentence" and predictions is not None:
-        sentences_per_seed = predictions.groupby("seed")["sentence"].nunique()
-        if predictions["sentence"].nunique() == 2 and (sentences_per_seed == 1).all():
-            return "speaker"
+    if protocol == "sentence" and predictions is not None and predictions["sentence"].nunique() == 2:
+        is_one_a_fold = (predictions.groupby("seed")["sentence"].nunique() == 1).all()
+        return "speaker" if is_one_a_fold else protocol
     return "clip" if protocol == "random" else protocol
 
 
@@ -83,7 +82,7 @@ def confusion_matrix(truth: Sequence[str], predicted: Sequence[str], classes: Se
     return counts.reindex(index=classes, columns=classes, fill_value=0)
 
 
-def wilson_interval(correct: int, n: int) -> Interval:
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval for ``correct`` out of ``n``."""
     low, high = stats.binomtest(int(correct), int(n)).proportion_ci(method="wilson")
     return float(low), float(high)
@@ -95,13 +94,17 @@ def _unit_codes(predictions: pd.DataFrame, unit: str) -> np.ndarray:
     return pd.factorize(names)[0]
 
 
-def cluster_interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
+@lru_cache(maxsize=2)  # every method and metric of a table takes the same ones, and drawing them takes longest
+def _resamples(n_units: int) -> np.ndarray:
+    """How often each draw contains each unit, (DRAWS, n_units)."""
+    return np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS).astype(float)
+
+
+def cluster_interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
     """The recipe's interval: ``statistic`` maps sums of the units' counts, (draws, ...), to a metric, (draws,)."""
-    n_units = len(counts)
-    if n_units < 2:
+    if (n_units := len(counts)) < 2:
         return np.nan, np.nan
-    repeats = np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS)  # (DRAWS, G)
-    draws = statistic((repeats @ counts.reshape(n_units, -1)).reshape(DRAWS, *counts.shape[1:]))
+    draws = statistic((_resamples(n_units) @ counts.reshape(n_units, -1)).reshape(DRAWS, *counts.shape[1:]))
     value = float(statistic(counts.sum(0)[None])[0])
     factor = stats.t.ppf(0.975, n_units - 1) / stats.norm.ppf(0.975) * np.sqrt(n_units / (n_units - 1))
     low, high = value + factor * (np.quantile(draws, [0.025, 0.975]) - value)
@@ -139,7 +142,7 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
         np.add.at(counts, (rows, columns, *codes), 1)
         return counts
 
-    intervals: dict[str, list[Interval]] = {}
+    intervals: dict[str, list[tuple[float, float]]] = {}
     for column in dict.fromkeys(("clip", unit)):
         counts = confusion_counts(_unit_codes(predictions, column), tests)  # (G, seeds or 1, C, C)
         intervals[column] = [cluster_interval(counts, statistic) for statistic in statistics]
@@ -149,8 +152,7 @@ def summarise(predictions: pd.DataFrame, classes: Sequence[str], unit: str = "cl
     low, high = ends[..., 0].min(0), ends[..., 1].max(0)  # nan where there are too few units
     seed_counts = confusion_counts(seeds, 0 * seeds)  # (seeds, 1, C, C)
     deviations = [pd.Series(statistic(seed_counts)).std() for statistic in statistics]
-    # Summed over units, the counts of either kind of unit are the same.
-    values = [float(statistic(counts.sum(0))) for statistic in statistics]
+    values = [float(statistic(counts.sum(0))) for statistic in statistics]  # of either unit: the sums are the same
     accuracy_estimate, f1_estimate = map(Estimate, values, low, high, deviations)
     support = predictions.drop_duplicates("clip")["emotion"].value_counts().reindex(list(classes), fill_value=0)
     return Summary(int(support.sum()), len(seed_counts), accuracy_estimate, f1_estimate, support.to_dict(), unit)

@@ -70,10 +70,14 @@ def findings(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
 
 def gap(predictions: dict[tuple[str, str], pd.DataFrame]) -> str:
     """Random minus held-out accuracy of every method, and its difference from the gap of DeiT for as many epochs."""
-    comparisons = {key: studies.compare(table, key[1], studies.LONG.title) for key, table in predictions.items()}
+    comparisons = {
+        (profile, protocol): studies.compare(table, protocol, studies.LONG.title)
+        for (profile, protocol), table in predictions.items()
+        if (profile, "random") in predictions
+    }
     columns = {}
     for (profile, protocol), table in comparisons.items():
-        if protocol != "random" and (profile, "random") in comparisons:
+        if protocol != "random":
             random_table = comparisons[profile, "random"]
             for name, heading in (("accuracy", "gap"), ("difference", "minus that of DeiT, as many epochs")):
                 values = studies.subtract(random_table, table, name).to_numpy()
