@@ -1,7 +1,5 @@
 """From a sound file to spectrograms: decoding, views, the log-mel front end, and one pass over a corpus."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

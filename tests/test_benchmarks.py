@@ -1,7 +1,5 @@
 """The rehearsal of the paper profile runs, at a small share of two corpora."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The notebook explore in JupyterLab, in a real browser: a slider and the path of a recording change the picture."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

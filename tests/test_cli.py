@@ -1,7 +1,5 @@
 """The command ``samsg``: what each command does, and its errors as one sentence with an exit code."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The files by which other tools know the project agree with pyproject.toml, and a wheel holds what it should."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What the documents promise exists: links, commands, examples, and the notes of committed tables."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

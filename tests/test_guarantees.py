@@ -1,7 +1,5 @@
 """What docs/reliability.md promises, a test each: kills, full disks, two processes, hostile files, a queue of jobs."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -5,8 +5,6 @@ are compared with every number, interval and time replaced by '#'. Cells tagged 
 numbers; their kind of output is compared alone. A cell that changed after its notebook was executed fails.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

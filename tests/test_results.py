@@ -1,7 +1,5 @@
 """docs/results.md: every table is what the predictions in paper_figures/ give; the text repeats their numbers."""
 
-from __future__ import annotations
-
 import re
 import sys
 

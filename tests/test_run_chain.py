@@ -1,7 +1,5 @@
 """tools/run_chain.py: notebooks of one kernel that know nothing of each other."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

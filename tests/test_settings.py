@@ -1,7 +1,5 @@
 """Profiles: the paper's numbers, how one profile extends another, and which settings are refused with which message."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from operator import attrgetter

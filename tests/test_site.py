@@ -1,7 +1,5 @@
 """The site of `make docs`, built anew: everything is in it, its links lead somewhere, and it needs no network."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A run and its stages: each is whole or absent, made once, and records what it was made from (Fig. 1)."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import shutil

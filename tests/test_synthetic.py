@@ -1,7 +1,5 @@
 """The embedded corpora: official names, the same bytes from the same seed, sounds that are speech and act."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training loop (Section IV-B): schedule, a step of Adam by hand, losses, precision, and the epoch that is kept."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

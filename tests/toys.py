@@ -1,7 +1,5 @@
 """The toy corpus of all tests: three classes of noisy tones that are learned in seconds; sound files of any kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
