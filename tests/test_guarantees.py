@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,8 @@ import yaml
 from toys import write_tone_corpus
 
 import samsg
-from samsg.settings import REPOSITORY, SamsgError
+from samsg import cli
+from samsg.settings import SamsgError
 from samsg.stages import STAGES, Run
 from samsg.storage import write_json
 
@@ -188,21 +188,29 @@ def test_a_damaged_model_is_refused(run: Run, damage: Callable[[bytes], bytes]) 
         samsg.load_model(run, "probe")
 
 
-def test_runs_go_through_a_clusters_queue(corpus: Path) -> None:
-    """A queue whose submit command notes the job and runs it, as SLURM's would on another machine."""
+def test_runs_go_through_a_clusters_queue(run: Run, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queue whose submit command notes the job and runs it, as SLURM's would on another machine.
+
+    Of the profile's two corpora one is finished, and another command is still running.
+    """
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
-    queue = corpus.parent
+    corpus = {"reader": str(home / "tones.csv"), "note": "toy"}
+    profile = yaml.safe_load((home / "tones.yaml").read_text()) | {"corpora": {"tones": corpus, "more": corpus}}
+    (home / "tones.yaml").write_text(yaml.safe_dump(profile))
+    locks, queue = home / ".snakemake/locks", home / "queue"
+    for folder in (locks, queue):
+        folder.mkdir(parents=True)
+    (locks / "0.output.lock").write_text(f"{home}/runs/tones/notebooks/random/07_tables_and_figures.ipynb\n")
     (queue / "submit.sh").write_text(f'echo "$1" >> {queue}/submitted\nsh "$1" > {queue}/job.log 2>&1\n')
     submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {queue}/submit.sh", "jobs": 1}
-    (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "seconds-between-status-checks": 1}))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--profile", str(queue)]
-    command += ["--directory", str(corpus), "--until", "run"]
-    command += ["--config", f"profile={corpus / 'tones.yaml'}", "corpora=tones", "protocols=random", "seeds=0"]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "SAMSG_HOME": str(corpus), "OMP_NUM_THREADS": "1", "PATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert len((queue / "submitted").read_text().splitlines()) == 1
-    notebook = corpus / f"runs/tones/tones/random/seed0/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
+    (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "cores": 1, "seconds-between-status-checks": 1}))
+    cli.reproduce(str(home / "tones.yaml"), corpora="more", cluster=queue)
+    assert len((queue / "submitted").read_text().splitlines()) == 2  # the run, then tables and figures
+    notebook = home / f"runs/tones/more/random/seed0/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
     assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
-    assert (corpus / "runs/tones/tones/spectrograms/views.f16").is_file()
+    assert (home / "runs/tones/more/spectrograms/views.f16").is_file()
+    printed = capsys.readouterr().out
+    assert "more (toy)" in printed and "tones (toy)" not in printed and "DeiT (this run)" in printed
+    for number in (1, 2):
+        table = pd.read_csv(home / f"paper_figures/tones/table{number}.csv")
+        assert {"tones (toy)", "more (toy)"} <= set(table.columns)
