@@ -1,6 +1,7 @@
 """What all tests share: no test uses the network, and data beside the repository is read where it exists."""
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -46,3 +47,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SAMSG_HOME", str(folder))
         samsg.run_stages(samsg.open_run(folder / "tones.yaml", "tones"))
     return folder
+
+
+@pytest.fixture
+def copied_run(finished: Path, home: Path) -> samsg.Run:
+    """A copy of the finished run, with its corpus, in another home folder."""
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    profile = home / "tones.yaml"
+    profile.write_text(profile.read_text().replace(str(finished), str(home)))
+    return samsg.open_run(profile, "tones")

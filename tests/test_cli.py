@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -173,10 +172,9 @@ def test_export_writes_a_model_that_predicts(command: Command, trained: Path, tm
     assert_refused(command("export", "tones/nothing", tmp_path / "new"), "from 'tones/nothing'")
 
 
-def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, trained: Path, home: Path) -> None:
-    shutil.copytree(trained, home, dirs_exist_ok=True)
+def test_verify_tells_by_its_exit_code_whether_a_run_agrees(command: Command, copied_run: samsg.Run) -> None:
     assert command("verify", "tones/tones").code == 0
-    path = home / "runs/tones/tones/random/seed0/probe/predictions.csv"
+    path = copied_run.stage_folder("probe") / "predictions.csv"
     table = pd.read_csv(path)
     table.assign(p_high=table["p_high"] + 1e-4).to_csv(path, index=False)
     assert command("verify", "tones/tones").code == 2

@@ -92,13 +92,6 @@ def corpus(tmp_path: Path) -> Path:
     return write_tone_corpus(tmp_path / "home").parent
 
 
-@pytest.fixture
-def run(finished: Path, home: Path) -> Run:
-    """A copy of the finished run, to be damaged."""
-    shutil.copytree(finished, home, dirs_exist_ok=True)
-    return samsg.open_run(home / "tones.yaml", "tones")
-
-
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(corpus: Path, finished: Path) -> None:
     """SIGKILL just before every 31st change to a file, from wherever the kill before left off."""
     kills = 0
@@ -149,21 +142,21 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
-def test_pickles_are_refused(run: Run, home: Path) -> None:
+def test_pickles_are_refused(copied_run: Run, home: Path) -> None:
     trace = home / "trace"
     torch.save({"model": Malicious(trace)}, home / "bad.pt")
     torch.load(home / "bad.pt", weights_only=False)  # this is what it does
     trace.unlink()
     # A model of a stage, a checkpoint of an interrupted stage, and weights to start from.
-    shutil.copy(home / "bad.pt", run.stage_folder("baseline") / "model.safetensors")
+    shutil.copy(home / "bad.pt", copied_run.stage_folder("baseline") / "model.safetensors")
     with pytest.raises(SamsgError, match=r"model\.safetensors does not hold the model of stage 'baseline'"):
-        samsg.load_model(run, "baseline")
-    shutil.rmtree(run.stage_folder("baseline"))
-    partial = run.stage_folder("baseline").with_name("baseline.partial")
-    write_json(partial / "settings.json", run.identity("baseline"))
+        samsg.load_model(copied_run, "baseline")
+    shutil.rmtree(copied_run.stage_folder("baseline"))
+    partial = copied_run.stage_folder("baseline").with_name("baseline.partial")
+    write_json(partial / "settings.json", copied_run.identity("baseline"))
     shutil.copy(home / "bad.pt", partial / "checkpoint.pt")
     with pytest.raises(SamsgError, match=r"checkpoint\.pt is damaged, or holds more than tensors; remove"):
-        samsg.train_baseline(run)
+        samsg.train_baseline(copied_run)
     with pytest.raises(SamsgError, match=r"bad\.pt' could not be loaded"):
         samsg.SpectrogramDeiT(3, "tiny", depth=1, weights=home / "bad.pt")
     assert not trace.exists()
@@ -179,24 +172,25 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_model_is_refused(run: Run, damage: Callable[[bytes], bytes]) -> None:
-    path = run.stage_folder("probe") / "model.safetensors"
+def test_a_damaged_model_is_refused(copied_run: Run, damage: Callable[[bytes], bytes]) -> None:
+    path = copied_run.stage_folder("probe") / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(damage(content))
     assert path.read_bytes() != content
     with pytest.raises(SamsgError, match=r"model\.safetensors does not hold the model of stage 'probe': "):
-        samsg.load_model(run, "probe")
+        samsg.load_model(copied_run, "probe")
 
 
-def test_runs_go_through_a_clusters_queue(run: Run, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_go_through_a_clusters_queue(copied_run: Run, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue whose submit command notes the job and runs it, as SLURM's would on another machine.
 
     Of the profile's two corpora one is finished, and another command is still running.
     """
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     corpus = {"reader": str(home / "tones.csv"), "note": "toy"}
-    profile = yaml.safe_load((home / "tones.yaml").read_text()) | {"corpora": {"tones": corpus, "more": corpus}}
-    (home / "tones.yaml").write_text(yaml.safe_dump(profile))
+    profile = home / "tones.yaml"
+    changes = {"corpora": {"tones": corpus, "more": corpus}}
+    profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), **changes}))
     locks, queue = home / ".snakemake/locks", home / "queue"
     for folder in (locks, queue):
         folder.mkdir(parents=True)
@@ -204,7 +198,7 @@ def test_runs_go_through_a_clusters_queue(run: Run, home: Path, capsys: pytest.C
     (queue / "submit.sh").write_text(f'echo "$1" >> {queue}/submitted\nsh "$1" > {queue}/job.log 2>&1\n')
     submit = {"executor": "cluster-generic", "cluster-generic-submit-cmd": f"sh {queue}/submit.sh", "jobs": 1}
     (queue / "config.yaml").write_text(yaml.safe_dump({**submit, "cores": 1, "seconds-between-status-checks": 1}))
-    cli.reproduce(str(home / "tones.yaml"), corpora="more", cluster=queue)
+    cli.reproduce(str(profile), corpora="more", cluster=queue)
     assert len((queue / "submitted").read_text().splitlines()) == 2  # the run, then tables and figures
     notebook = home / f"runs/tones/more/random/seed0/notebooks/{STAGES['spectrograms'].notebook}.ipynb"
     assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
