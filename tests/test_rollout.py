@@ -114,11 +114,6 @@ def test_discarding_drops_the_lowest_share_and_keeps_the_first_entry():
     assert uniform[0, 0, 0] > 0 and int((uniform > 0).sum()) in (10, 11)  # of equal entries never all are dropped
 
 
-def test_the_last_layer_is_its_attention_alone(model, x, maps):
-    last = maps[-1].mean(1)[:, 0]
-    torch.testing.assert_close(rollout_row(model, x, reading="last_layer"), last, rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize(("token", "target"), [("cls", None), ("mean", [6, 0, 3])])
 def test_the_gradient_reading_equals_autograd_written_out(model, x, token, target):
     """Chefer et al. (2021), Eq. 5-6: R = (I + positive mean of A * gradient) R, of the logit of a class."""
@@ -141,9 +136,11 @@ def test_the_gradient_reading_equals_autograd_written_out(model, x, token, targe
     assert model.vit.blocks[0].attn.fused_attn and not model.vit.blocks[0].attn.attn_drop._forward_hooks
 
 
-def test_attention_maps_are_timms_own(model, x, maps):
+def test_attention_maps_are_timms_own_and_the_last_layer_is_the_last_of_them(model, x, maps):
     for found, expected in zip(attention_maps(model, x), maps, strict=True):
         torch.testing.assert_close(found, expected.mean(1), rtol=1e-5, atol=0)
+    last = maps[-1].mean(1)[:, 0]
+    torch.testing.assert_close(rollout_row(model, x, reading="last_layer"), last, rtol=1e-5, atol=0)
 
 
 def test_other_vits_with_standard_attention_are_rolled_out_as_well():

@@ -33,9 +33,6 @@ def run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return open_run(finished / "tones.yaml", "tones")
 
 
-# The order of stages
-
-
 def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
     assert list(WORK) == list(STAGES) == ["spectrograms", "baseline", "rollout", "masks", "samsg", "probe"]
     notebooks = [stage.notebook for stage in STAGES.values()]
@@ -52,9 +49,6 @@ def test_everything_about_the_order_follows_from_one_list(home: Path) -> None:
             run.require(name)
     other = {"name", "description", "corpora", "protocols", "seeds", "variant_of"}
     assert sorted(earlier) == sorted(set(Profile.model_fields) - other)  # every group of settings belongs to one stage
-
-
-# Whole or absent
 
 
 def test_a_stage_is_made_once_and_records_its_settings(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,9 +96,6 @@ def test_a_stage_of_other_settings_or_weights_is_refused(home: Path, monkeypatch
     monkeypatch.setattr(stages, "EMBEDDED", Path(__file__))
     with pytest.raises(SamsgError, match=r"embedded was '[0-9a-f]+' and is now"):
         run.require("baseline")
-
-
-# What a stage depends on
 
 
 def test_a_moved_corpus_and_home_invalidate_nothing(copied_run: Run, home: Path) -> None:
@@ -165,9 +156,6 @@ def test_a_variant_shares_the_stages_that_it_does_not_change(copied_run: Run, ho
     shutil.copytree(home / "runs/tones", home / "runs/tones.v2")
     found = samsg.find_run("tones.v2/tones")
     assert found is not None and found.profile.variant_of is None  # a dot makes no variant
-
-
-# What the stages leave
 
 
 def test_every_training_stage_leaves_history_predictions_and_weights(run: Run) -> None:
@@ -273,9 +261,6 @@ def test_a_class_none_and_excluded_padding_pass_the_whole_chain(home: Path, monk
     assert events[2].startswith("tones      baseline     done")
 
 
-# Finding runs
-
-
 def test_runs_are_found_by_name_or_folder(run: Run, finished: Path) -> None:
     folder = finished / "runs/tones/tones/random/seed0"
     for name in ("tones/tones", "tones/tones/random", "tones/tones/random/seed0", folder, f"{folder}/"):
@@ -296,9 +281,6 @@ def test_a_run_that_was_moved_is_refused(copy: Run, home: Path, monkeypatch: pyt
     monkeypatch.setenv("SAMSG_HOME", str(home / "other"))
     with pytest.raises(SamsgError, match=r"was moved from .*/other/runs/tones/tones/random/seed0"):
         samsg.find_run(home / "runs/tones/tones")
-
-
-# No test clip takes part in training
 
 
 def test_what_test_clips_sound_like_and_are_called_changes_no_model(tmp_path: Path, monkeypatch) -> None:

@@ -43,9 +43,6 @@ def make_examples(train: int = 6, views: int = 1, masks: bool = False) -> Exampl
     )
 
 
-# Schedule, order, optimiser
-
-
 def test_the_learning_rate_is_halved_every_five_epochs() -> None:
     settings, steps = TrainingSettings(), 7
     factors = [schedule(step, steps, settings) for step in range(25 * steps)]
@@ -71,9 +68,6 @@ def test_an_epoch_has_every_training_clip_once_in_a_random_view_and_order() -> N
     assert np.bincount(views.flat, minlength=4).min() > 60  # of 400, 100 each on average
     again = np.concatenate(list(examples.epoch((0, 1, 3), 4)), axis=1)
     assert np.array_equal(again, [clips[3], views[3]])
-
-
-# Losses and steps
 
 
 def loss_by_hand(model: SpectrogramDeiT, spectrograms: Tensor, labels: Tensor, masks: Tensor | None) -> Tensor:
@@ -157,9 +151,6 @@ def test_a_nan_loss_names_step_epoch_and_clips(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# What is kept
-
-
 def test_the_best_epoch_has_the_highest_accuracy_then_the_lowest_loss_then_comes_first() -> None:
     rows = [(1, 0.5, 0.1), (2, 0.8, 0.9), (3, 0.8, 0.7), (4, 0.8, 0.7), (5, 0.7, 0.2)]
     names = ("epoch", "validation_accuracy", "validation_loss")
@@ -181,9 +172,6 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path: Path, monkeypatch: pyt
     for state in (kept, model.state_dict()):
         assert all(torch.equal(state[name], weights[1][name]) for name in weights[1])
     assert not all(torch.equal(weights[3][name], kept[name]) for name in kept)
-
-
-# Precision
 
 
 def test_precision_is_decided_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
