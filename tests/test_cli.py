@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,8 +101,7 @@ def test_runs_lists_names_that_predict_takes(command: Command, trained: Path, tm
     assert command("predict", wav(tmp_path / "a.wav"), "--model", row[0]).code == 0
 
 
-def test_runs_names_those_that_it_cannot_list(command: Command, finished: Path, home: Path) -> None:
-    shutil.copytree(finished, home, dirs_exist_ok=True)
+def test_runs_names_those_that_it_cannot_list(command: Command, copied_run: samsg.Run, home: Path) -> None:
     shutil.copytree(home / "runs/tones", home / "runs/copy")
     record_path = home / "runs/old/tones/random/seed0/probe/record.json"
     record_path.parent.mkdir(parents=True)

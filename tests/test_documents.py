@@ -25,13 +25,6 @@ def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(document: Path) -> 
         assert "://" in target or (document.parent / target).exists(), target
 
 
-def test_make_targets_and_profiles_in_the_readme_exist() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"make ([a-z]+)", text)) <= targets
-    assert set(re.findall(r"--profile ([a-z_0-9]+)(?![\w.])", text)) <= set(profile_names())
-
-
 def documented_commands() -> list[tuple[str, str, bool]]:
     """Document, command, and whether it stands in a block, complete; in a sentence it may lack its arguments."""
     found = set()
@@ -53,6 +46,7 @@ def test_every_command_in_the_documents_is_one_that_samsg_takes() -> None:
         command, words = get_command(cli.app), shlex.split(text)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
+        assert set(re.findall(r"--profile ([a-z_0-9]+)(?![\w.])", text)) <= set(profile_names())
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known, f"{document}: {text}"
         if complete and "--help" not in words:

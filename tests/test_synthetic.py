@@ -68,12 +68,9 @@ def test_the_seed_decides_the_bytes_whatever_was_spoken_before(folders, tmp_path
 
 
 def test_the_strength_of_the_acting_changes_all_but_neutral_clips(folders, tmp_path):
-    for strength in (1.0, 1.4):
-        settings = SyntheticSettings(speakers=1, sentences=1, strength=strength)
-        write_corpus("emodb", tmp_path / str(strength), settings)
-    usual, strong, first = sounds(tmp_path / "1.0"), sounds(tmp_path / "1.4"), sounds(folders["emodb"])
-    assert usual.items() <= first.items() and usual.keys() == strong.keys()
-    assert [path for path in usual if usual[path] == strong[path]] == ["wav/03a01Na.wav"]
+    write_corpus("emodb", tmp_path / "emodb", SyntheticSettings(speakers=1, sentences=1, strength=1.4))
+    usual, strong = sounds(folders["emodb"]), sounds(tmp_path / "emodb")
+    assert [path for path, sound in strong.items() if sound == usual[path]] == ["wav/03a01Na.wav"]
 
 
 def test_recipe_1_still_makes_the_samples_that_it_made_first(folders):
