@@ -224,8 +224,7 @@ def svm_predictions(run: Run) -> pd.DataFrame:
     """Test predictions of a linear SVM, the floor that a deep model must clear: as ``read_predictions``, without p_.
 
     It sees three statistics over time of each band of the clean log-mel (128, T): mean, standard deviation, and mean
-    absolute difference of neighbouring frames, all standardised. C is 0.001 and not tuned.
-    """
+    absolute difference of neighbouring frames, all standardised. C is 0.001 and not tuned."""
     clips, mels = read_clips(run), (views[0].astype(np.float32) for views in read_examples(run).spectrograms)
     features = np.stack([np.concatenate([x.mean(1), x.std(1), np.abs(np.diff(x)).mean(1)]) for x in mels])  # (N, 384)
     is_train, is_test = ((clips["part"] == part).to_numpy() for part in ("train", "test"))

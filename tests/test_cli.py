@@ -213,7 +213,7 @@ def test_a_home_that_cannot_be_written_is_one_sentence(
 ) -> None:
     profile = write_tone_corpus(tmp_path, clips=4)
     monkeypatch.setenv("SAMSG_HOME", str(profile))  # a file: it cannot be written to by root either
-    assert_refused(command("reproduce", "--profile", profile), "make room, or set SAMSG_HOME")
+    assert_refused(command("reproduce", "--profile", profile), "make room or set SAMSG_HOME")
 
 
 def test_the_graph_has_each_corpus_and_run_once(home: Path) -> None:
