@@ -184,13 +184,6 @@ def test_the_lists_hold_all_files_with_the_published_counts():
     assert [len(counts(corpus, "sentence")) for corpus in ("emodb", "crema_d", "ravdess")] == [10, 12, 2]
 
 
-@pytest.mark.parametrize("corpus", ["savee", "emodb", "crema_d"])
-def test_the_lists_agree_with_the_shared_lists(shared, corpus):
-    expected = pd.read_csv(shared / "corpora" / f"{corpus}.csv").astype({"sha256": object}).fillna({"sha256": ""})
-    columns = ["file", "sample_rate", "frames", "sha256"]
-    pd.testing.assert_frame_equal(official_list(corpus)[columns], expected[columns], check_dtype=False)
-
-
 @pytest.fixture
 def small_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pd.DataFrame:
     """EmoDB's list cut to four clips an emotion, and a folder emodb/ with sounds that are its official content."""

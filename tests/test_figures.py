@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import to_rgb
 from torchaudio.functional import melscale_fbanks
 
@@ -77,12 +76,6 @@ def test_text_is_of_one_size_and_inside_the_figure(kind):
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
 
 
-def test_figures_have_a_text_alternative():
-    data, metadata = DisplayFormatter().format(figures.learning([history()], "Stage i", NOTE))
-    text = "Synthetic speech. Stage i. Cross-entropy loss. Epoch. Accuracy"
-    assert data["text/plain"] == metadata["image/png"]["alt"] == text
-
-
 def test_the_same_figure_is_the_same_bytes(tmp_path):
     for folder in ("first", "second"):
         figures.save_figure(matrices("EmoDB"), tmp_path / folder, "figure5")
@@ -100,14 +93,6 @@ def test_learning_curves_show_all_parts():
     assert [ax.get_ylabel() for ax in figures.learning([history()]).axes] == names[:2]
     assert stage_ii.axes[0].get_title(loc="left") == "Stage ii"
     assert [line.get_label() for line in stage_ii.axes[1].get_lines()] == ["train", "validation", "test"]
-
-
-def test_several_seeds_are_a_mean_in_a_band(ax):
-    figures.curves(ax, [history(top=1.0), history(top=3.0)], "loss", ("train", "test"))
-    line, band = ax.get_lines()[0], ax.collections[0].get_paths()[0].vertices
-    assert [line.get_label() for line in ax.get_lines()] == ["train", "test"] and line.get_ydata()[0] == 2.0
-    at_first = band[band[:, 0] == 1][:, 1]
-    assert (at_first.min(), at_first.max()) == (1.0, 3.0)
 
 
 def test_a_comparison_has_a_dot_and_an_interval_for_each_method():
