@@ -18,8 +18,6 @@ from scipy import stats
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
-DRAWS = 2000
-
 
 class Estimate(NamedTuple):
     """A metric between 0 and 1, its interval, and its standard deviation over seeds (nan for one seed)."""
@@ -96,15 +94,15 @@ def _unit_codes(predictions: pd.DataFrame, unit: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # every method and metric of a table takes the same ones, and drawing them takes longest
 def _resamples(n_units: int) -> np.ndarray:
-    """How often each draw contains each unit, (DRAWS, n_units)."""
-    return np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), size=DRAWS).astype(float)
+    """How often each of 2000 draws contains each unit, (2000, n_units)."""
+    return np.random.default_rng(0).multinomial(n_units, np.full(n_units, 1 / n_units), size=2000).astype(float)
 
 
 def cluster_interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
     """The recipe's interval: ``statistic`` maps sums of the units' counts, (draws, ...), to a metric, (draws,)."""
     if (n_units := len(counts)) < 2:
         return np.nan, np.nan
-    draws = statistic((_resamples(n_units) @ counts.reshape(n_units, -1)).reshape(DRAWS, *counts.shape[1:]))
+    draws = statistic((_resamples(n_units) @ counts.reshape(n_units, -1)).reshape(-1, *counts.shape[1:]))
     value = float(statistic(counts.sum(0)[None])[0])
     factor = stats.t.ppf(0.975, n_units - 1) / stats.norm.ppf(0.975) * np.sqrt(n_units / (n_units - 1))
     low, high = value + factor * (np.quantile(draws, [0.025, 0.975]) - value)
