@@ -35,15 +35,6 @@ def fit_tone(samples: np.ndarray, frequency: float) -> tuple[float, float]:
     return float(np.hypot(*weights)), float(np.std(samples - basis @ weights))
 
 
-# Section IV-B, and others: a frame at sample 0, one a hop after it, and the last within the clip.
-@pytest.mark.parametrize(("seconds", "hop", "shape"), [(4, 64, (128, 1001)), (0.1, 300, (128, 6)), (2, 160, (64, 201))])
-def test_spectrograms_have_the_size_of_the_settings(seconds: float, hop: int, shape: tuple[int, int]) -> None:
-    audio = AudioSettings(hop=hop, seconds=seconds, n_mels=shape[0])
-    spectrogram = LogMel(audio)(noise(audio.n_samples)[None])
-    assert spectrogram.shape == (1, 1, audio.n_mels, audio.n_frames) == (1, 1, *shape)
-    assert spectrogram.dtype == torch.float32
-
-
 @pytest.mark.parametrize("kind", ["noise", "tone"])
 def test_decibels_equal_librosas(kind: str) -> None:
     waveform = noise() if kind == "noise" else torch.from_numpy(tone(1000, 4, noise=1e-3).astype(np.float32))
@@ -59,6 +50,7 @@ def test_decibels_equal_librosas(kind: str) -> None:
 def test_minmax_reaches_exactly_0_and_1_ignores_loudness_and_keeps_silence_0() -> None:
     waveforms = torch.stack([noise(), noise() / 4, noise(seed=1, level=1e-3), torch.zeros(64_000)])
     spectrogram = LogMel(AUDIO)(waveforms)
+    assert spectrogram.shape == (4, 1, 128, 1001) and spectrogram.dtype == torch.float32  # Section IV-B
     assert spectrogram.amin((1, 2, 3)).tolist() == [0, 0, 0, 0]
     assert spectrogram.amax((1, 2, 3)).tolist() == [1, 1, 1, 0]
     # A power of two changes no digit of a float32, so its logarithm moves by a constant, rounded to 1e-5 dB.
@@ -113,6 +105,13 @@ def test_speed_changes_duration_and_pitch_by_its_factor(factor: float) -> None:
     amplitude, residual = fit_tone(view[1000 : length - 1000], 1000 * factor)
     assert amplitude == pytest.approx(0.3, rel=2e-3)
     assert residual < 2e-3
+
+
+def test_a_faster_view_of_a_long_recording_continues_past_its_cut() -> None:
+    waveform = torch.from_numpy(np.concatenate([np.zeros(64_000), tone(1000, 1.5, noise=0)]).astype(np.float32))
+    view = make_view(waveform, "clip", "speed", AUDIO, ViewSettings(speed=(1.25, 1.25))).numpy()
+    # 4 s of silence now take 3.2 s; the last 0.8 s hold the tone, a factor 1.25 higher.
+    assert abs(view[:51_000]).max() < 1e-6 and fit_tone(view[51_500:], 1250)[0] == pytest.approx(0.3, rel=2e-3)
 
 
 SOUNDS = st.builds(noise, st.integers(1, 12_000), st.integers(0, 2**31), st.sampled_from([0.0, 1e-31, 1e-4, 0.1, 1e5]))

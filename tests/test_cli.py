@@ -200,17 +200,13 @@ def test_the_package_runs_as_a_module_and_refuses_with_a_sentence() -> None:
         (["--profile", "paper", "--corpora", "emodb"], "data/README.md says how to get it"),
     ],
 )
-def test_a_wrong_name_or_a_missing_corpus_is_refused_before_anything_runs(
-    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
-) -> None:
+def test_a_wrong_name_or_a_missing_corpus_is_refused_first(command, home, monkeypatch, arguments, message) -> None:
     monkeypatch.delattr(cli, "_run_notebooks")
     assert_refused(command("reproduce", *arguments), message)
     assert not list(home.rglob("*.ipynb"))
 
 
-def test_a_home_that_cannot_be_written_is_one_sentence(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_cannot_be_written_is_one_sentence(command: Command, tmp_path: Path, monkeypatch) -> None:
     profile = write_tone_corpus(tmp_path, clips=4)
     monkeypatch.setenv("SAMSG_HOME", str(profile))  # a file: it cannot be written to by root either
     assert_refused(command("reproduce", "--profile", profile), "make room or set SAMSG_HOME")
@@ -226,17 +222,7 @@ def test_the_graph_has_each_corpus_and_run_once(home: Path) -> None:
     assert "crema_d" not in done.stdout
 
 
-def test_progress_counts_the_notebooks_of_this_call(tmp_path: Path) -> None:
-    notebooks = [tmp_path / f"{number}.ipynb" for number in range(19)]
-    for path in notebooks[:2]:
-        path.touch()
-    event = "emodb      baseline     epoch 4/12  loss 1.21  0:40 left\n"
-    assert cli.progress_line(event, notebooks) == "[2/19] emodb  stage i  epoch 4/12  loss 1.21  0:40 left"
-
-
-def test_a_failed_notebook_is_kept_and_its_error_is_printed(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_notebook_is_kept_and_its_error_is_printed(command: Command, tmp_path: Path, monkeypatch) -> None:
     """Folders and settings have names that a shell, Snakemake or a notebook would take for something else."""
     home = tmp_path / "a'b\"c; $(touch run) `touch run` & | > x"
     home.mkdir()
@@ -251,9 +237,7 @@ def test_a_failed_notebook_is_kept_and_its_error_is_printed(
     assert not [*tmp_path.rglob("run"), *(samsg.settings.REPOSITORY / "notebooks").glob("run")]
 
 
-def test_ctrl_c_ends_with_one_line(
-    command: Command, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_with_one_line(command: Command, finished: Path, home: Path, monkeypatch) -> None:
     snakemake = home / "snakemake"  # stands for Snakemake: a terminal interrupts both
     snakemake.write_text("#!/bin/sh\nsleep 1\nkill -INT $PPID\n")
     snakemake.chmod(0o755)
@@ -266,9 +250,7 @@ def test_ctrl_c_ends_with_one_line(
 
 
 @pytest.mark.parametrize("study", cli.STUDY_NOTEBOOKS)
-def test_a_study_is_its_notebook(
-    study: str, command: Command, finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_is_its_notebook(study: str, command: Command, finished: Path, home: Path, monkeypatch) -> None:
     started: list[tuple[list[str], Path, list[Path]]] = []
     monkeypatch.setattr(cli, "_run_notebooks", lambda *arguments: started.append(arguments))
     words = ["reproduce", "--profile", finished / "tones.yaml", "--study", study, "--seeds", "0,3"]

@@ -204,6 +204,7 @@ def test_runs_go_through_a_clusters_queue(copied_run: Run, home: Path, capsys: p
     assert json.loads(notebook.read_text())["metadata"]["papermill"]["exception"] is None
     assert (home / "runs/tones/more/spectrograms/views.f16").is_file()
     printed = capsys.readouterr().out
+    assert re.search(r"^\[1/7\] more  stage i  done in \d+ s", printed, re.MULTILINE)  # of this call's notebooks
     assert "more (toy)" in printed and "tones (toy)" not in printed and "DeiT (this run)" in printed
     for number in (1, 2):
         table = pd.read_csv(home / f"paper_figures/tones/table{number}.csv")

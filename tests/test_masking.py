@@ -35,15 +35,6 @@ def test_a_patch_is_important_strictly_above_the_threshold():
     assert torch.equal(important_patches(heat), important_patches(heat, 0.5))
 
 
-def test_overlapping_patches_cover_their_union():
-    cells = [int(covered(only((2, 5), other))) for other in ((2, 5), (2, 6), (3, 5), (3, 6), (2, 7))]
-    # Neighbours share 6 columns or rows, diagonal neighbours a corner, and the next but one nothing.
-    assert cells == [256, 2 * 256 - 6 * 16, 2 * 256 - 6 * 16, 2 * 256 - 6 * 6, 2 * 256]
-    everything = masked_cells(~only(), SIZE)
-    assert everything.shape == (1, 1, 128, 1001) and everything.dtype == torch.bool
-    assert everything[0, 0, :126, :996].all() and everything.sum() == 126 * 996  # not the cells beyond the last patch
-
-
 def test_the_error_is_summed_over_masked_patches_alone() -> None:
     # One row of three patches in each of two clips, off by 1, 2 and 3 throughout.
     x = spectrogram(2, (16, 36))

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -75,7 +74,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     environment = {**os.environ, "SAMSG_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, REPOSITORY / "tools/run_chain.py", folder]
-    options: dict[str, Any] = {"env": environment, "stderr": subprocess.PIPE, "text": True}
+    options = {"env": environment, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, json.dumps(first), *names], **options) for first, names in chains]
     errors = [process.communicate()[1] for process in processes]
     assert not any(process.returncode for process in processes), errors

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
+from toys import TRAINING
 
 from samsg import training
 from samsg.masking import masked_cells
@@ -20,7 +21,6 @@ from samsg.training import Examples, Objective, best_epoch, best_precision, fit,
 
 SIZE, GRID = (36, 46), (3, 4)  # cells, patches
 STAGE_II = Objective(1.0, 1.0, masked=True)
-CPU: dict[str, Any] = {"precision": "32-true", "device": "cpu"}
 
 
 def make_model(seed: int = 0) -> SpectrogramDeiT:
@@ -82,7 +82,7 @@ def loss_by_hand(model: SpectrogramDeiT, spectrograms: Tensor, labels: Tensor, m
 
 @pytest.mark.parametrize("masked", [False, True], ids=["stage i", "stage ii"])
 def test_steps_equal_adam_by_hand(masked: bool) -> None:
-    settings = TrainingSettings(epochs=2, batch=6, lr=1e-3, head_lr=2e-3, halve_every=1, weight_decay=0.1, **CPU)
+    settings = TrainingSettings(epochs=2, batch=6, lr=1e-3, head_lr=2e-3, halve_every=1, weight_decay=0.1, **TRAINING)
     examples, model, by_hand = make_examples(masks=masked), make_model(), make_model()
     fabric = make_fabric("cpu", "32-true")
     wrapped, optimizer = fabric.setup(model, training.make_optimizer(model, settings))
@@ -132,7 +132,7 @@ def test_evaluation_uses_clean_unmasked_spectrograms_and_reconstructs_masked_one
 def test_empty_masks_and_batches_of_one_clip_are_trained_on(tmp_path: Path) -> None:
     examples = make_examples(train=5, masks=True)
     examples = replace(examples, masks=np.zeros_like(examples.masks))
-    settings = TrainingSettings(epochs=2, batch=4, schedule="one_cycle", **CPU)
+    settings = TrainingSettings(epochs=2, batch=4, schedule="one_cycle", **TRAINING)
     fit(make_model(), examples, STAGE_II, settings, tmp_path, (0,))
     history = pd.read_csv(tmp_path / "history.csv")
     assert history["epoch"].tolist() == [1, 2] and history["lr"].iloc[-1] == 0
@@ -142,7 +142,7 @@ def test_empty_masks_and_batches_of_one_clip_are_trained_on(tmp_path: Path) -> N
 def test_a_nan_loss_names_step_epoch_and_clips(tmp_path: Path) -> None:
     examples = make_examples(train=8)
     examples.spectrograms[7, 0, 3, 3] = np.nan
-    settings = TrainingSettings(batch=2, **CPU)
+    settings = TrainingSettings(batch=2, **TRAINING)
     batches = [clips for clips, _ in examples.epoch((0, 0), 2)]
     step = next(number for number, clips in enumerate(batches) if 7 in clips)
     clips = ", ".join(examples.names[batches[step]])
@@ -167,7 +167,7 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(training, "evaluate", scores)
     model = make_model()
-    fit(model, make_examples(), Objective(), TrainingSettings(epochs=4, lr=1e-3, **CPU), tmp_path, (0,))
+    fit(model, make_examples(), Objective(), TrainingSettings(epochs=4, lr=1e-3, **TRAINING), tmp_path, (0,))
     kept = load_file(tmp_path / "model.safetensors")
     for state in (kept, model.state_dict()):
         assert all(torch.equal(state[name], weights[1][name]) for name in weights[1])
@@ -202,7 +202,7 @@ def test_bfloat16_and_fused_attention_differ_by_rounding_alone(tmp_path: Path, m
 
 
 def test_training_continues_in_its_precision_or_is_refused(tmp_path: Path) -> None:
-    settings = TrainingSettings(epochs=1, **CPU)
+    settings = TrainingSettings(epochs=1, **TRAINING)
     fit(make_model(), make_examples(), Objective(), settings, tmp_path, (0,))
     other = settings.model_copy(update={"epochs": 2, "precision": "bf16-mixed"})
     with pytest.raises(SamsgError, match=r"is in 32-true, and this machine would continue in bf16-mixed"):
