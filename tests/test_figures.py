@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import to_rgb
 from torchaudio.functional import melscale_fbanks
 
@@ -74,6 +75,12 @@ def test_text_is_of_one_size_and_inside_the_figure(kind):
     assert {text.get_fontsize() for text in shown} == {figures.FONT_SIZE}
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+
+
+def test_figures_have_a_text_alternative():
+    data, metadata = DisplayFormatter().format(figures.learning([history()], "Stage i", NOTE))
+    text = "Synthetic speech. Stage i. Cross-entropy loss. Epoch. Accuracy"
+    assert data["text/plain"] == metadata["image/png"]["alt"] == text
 
 
 def test_the_same_figure_is_the_same_bytes(tmp_path):
