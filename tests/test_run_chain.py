@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client import AsyncKernelClient
 from nbclient.exceptions import DeadKernelError
 
 from samsg.settings import REPOSITORY
@@ -30,7 +31,9 @@ def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
         write(tmp_path / f"{name}.ipynb", source)
     monkeypatch.setattr(run_chain, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("SAMSG_PROGRESS", str(events := tmp_path / "events"))
-    executed = tmp_path / "executed"
+    executed, clients = tmp_path / "executed", []
+    stop_channels = AsyncKernelClient.stop_channels
+    monkeypatch.setattr(AsyncKernelClient, "stop_channels", lambda self: clients.append(self) or stop_channels(self))
     with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
         run_chain.main(executed, {}, list(sources))
     assert sorted(path.name for path in executed.iterdir()) == ["first.ipynb", "second.ipynb", "third.failed.ipynb"]
@@ -38,6 +41,7 @@ def test_notebooks_share_a_kernel_and_no_names_and_a_failed_one_is_kept(
     assert first.outputs[0].text.split()[1] == "True" and second.outputs[0].text.split()[1] == "False"
     assert first.outputs[0].text.split()[0] == second.outputs[0].text.split()[0]
     assert second.execution_count == 1
+    assert len(set(clients)) >= 2 and not any(client.channels_running for client in clients)  # of both notebooks
     failure = "third failed: ZeroDivisionError: division by zero. Notebook with traceback: "
     assert events.read_text() == f"{failure}{executed}/third.failed.ipynb\n"
 

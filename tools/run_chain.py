@@ -10,6 +10,7 @@ is reported to 'samsg reproduce', where that started this program.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import papermill
 from jupyter_client import AsyncKernelManager
@@ -20,8 +21,28 @@ from samsg.storage import report
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
+class Kernel(AsyncKernelManager):
+    """A kernel that knows its clients: papermill makes one for each notebook and leaves it open.
+
+    All have the same identity. The kernel sends its answers to the one that connected last, and one that reconnects
+    would take the answers away from the notebook that is running, which then waits forever.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.clients: list[Any] = []
+
+    def client(self, **options: Any) -> Any:
+        self.clients.append(super().client(**options))
+        return self.clients[-1]
+
+    def close_clients(self) -> None:
+        while self.clients:
+            self.clients.pop().stop_channels()
+
+
 def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
-    kernel = AsyncKernelManager(kernel_name="python3")
+    kernel = Kernel(kernel_name="python3")
     options = {"cwd": NOTEBOOKS, "progress_bar": False, "km": kernel}
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -43,6 +64,7 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
                 message += ", perhaps for lack of memory"
             report(f"{name} failed: {' '.join(message.split()).rstrip('.')}. Notebook with traceback: {partial}")
             raise
+        kernel.close_clients()
         partial.rename(folder / f"{name}.ipynb")
 
 
