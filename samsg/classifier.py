@@ -51,7 +51,7 @@ class SamsgClassifier(nn.Module, PyTorchModelHubMixin, model_card_template=CARD)
         clips, profile = read_clips(run), run.profile
         emotions, note = emotions_of(clips), profile.note(run.corpus, run.protocol)
         summary = summarise(read_predictions(run, "probe"), emotions, unit_of(run.protocol))
-        share = max(summary.support.values()) / summary.n
+        share = summary.support[clips.loc[clips["part"] == "train", "emotion"].mode()[0]] / summary.n
         about = {
             "worth": f"Trained on {profile.title(run.corpus)}{f' ({note})' if note else ''}. Accuracy on {summary.n} "
             f"test clips: {estimate_text(summary.accuracy)} %; always the most frequent emotion: {100 * share:.1f} %.",

@@ -109,7 +109,7 @@ def confusion_matrices(predictions: Tables, classes: Mapping[str, Sequence[str]]
         ax.tick_params(axis="y", rotation=0)
     for ax in axes.flat[len(predictions) :]:
         ax.remove()
-    label = "Colour: share of the true emotion's clips; numbers: clips, all seeds together"
+    label = textwrap.fill("Colour: share of the true emotion's clips; numbers: clips, all seeds together", 45 * columns)
     place = {"location": "bottom", "fraction": 0.03 / rows, "aspect": 40, "pad": 0.03}
     colour_bar(axes[0, 0].collections[0], figure.axes, label, **place)
     return figure

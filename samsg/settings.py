@@ -270,7 +270,7 @@ def _read_yaml(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         path = in_repository("configs") / f"{name}.yaml"
         check_name("profile", name, profile_names(), " Or give the path of your own .yaml file.")
     if not path.is_file() or path.resolve() in children:
-        raise SamsgError(f"There is no profile {path}, or it extends itself.")
+        raise SamsgError(f"Profile {path} {'extends itself' if path.is_file() else 'does not exist'}.")
     try:
         content = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError) as error:

@@ -1,7 +1,4 @@
-"""Where corpora come from (Section IV-A): a download, a copy of the user's, or a folder of recordings.
-
-EmoDB and CREMA-D are loaded through audb. A folder of one's own gets a CSV and a profile; its classes are guessed.
-"""
+"""Where corpora come from (Section IV-A): audb, the user's copy, or a folder of recordings; its classes are guessed."""
 
 import os
 import re
@@ -107,6 +104,8 @@ def new_corpus(folder: Path, name: str = "") -> str:
     n_passes = 2 * epochs + 3 + 2  # over the clips; spectrograms and rollout take as long as two
     minutes = (SECONDS_TO_START + SECONDS_PER_CLIP * n_passes * len(clips)) / 60 * 2 / min(2, os.cpu_count() or 1)
     verdict = f"{csv_path} lists {len(clips)} of {len(files)} recordings; correct classes and speakers there.\n"
+    if not clips["emotion"].str.match(EMOTION).any():
+        verdict += "No class has the name of an emotion: are these classes what you want?\n"
     verdict += f"Next, about {minutes:.0f} min if nothing else runs: samsg reproduce --profile {profile_path}"
     return Report(str(folder), files, verdict, 0).text()
 

@@ -59,7 +59,7 @@ def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
         except Exception as error:
             message = str(error)
             if isinstance(error, papermill.PapermillExecutionError):  # of a cell
-                message = f"{error.ename}: {error.evalue}"
+                message = error.evalue if error.ename == "SamsgError" else f"{error.ename}: {error.evalue}"
             elif isinstance(error, DeadKernelError):
                 message += ", perhaps for lack of memory"
             report(f"{name} failed: {' '.join(message.split()).rstrip('.')}. Notebook with traceback: {partial}")
