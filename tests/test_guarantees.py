@@ -122,11 +122,11 @@ def test_two_processes_on_one_run_do_each_stage_once(corpus: Path, finished: Pat
 
 def test_a_disk_without_room_is_one_error_and_nothing_is_lost(corpus: Path, finished: Path) -> None:
     """Limits on the size of a file stand for a full disk: the spectrograms are 1.3 MB, a model 2 MB."""
-    for limit, name in ((10**6, "spectrograms"), (15 * 10**5, "baseline")):
+    for number, (limit, name) in enumerate(((10**6, "spectrograms"), (15 * 10**5, "baseline")), 1):
         assert finish(corpus, largest_file=limit) == [1]
         log = corpus.with_suffix(".log").read_text()
         assert re.findall(r"work on (\w+)", log)[-1] == name
-        assert log.splitlines()[-1].startswith("samsg: [Errno 27] File too large") and "Traceback" not in log
+        assert log.count("\nsamsg: [Errno 27] File too large") == number and "Traceback" not in log
     assert finish(corpus) == [0]
     assert corpus.with_suffix(".log").read_text().count("work on spectrograms") == 2  # only the first one failed
     assert results(corpus) == results(finished)
