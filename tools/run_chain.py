@@ -8,31 +8,49 @@ is reported to 'samsg reproduce', where that started this program.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import papermill
-from jupyter_client import AsyncKernelManager
+import zmq
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient.exceptions import DeadKernelError
+from traitlets import Type
 
 from samsg.storage import report
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
+class ShellChannel(AsyncZMQSocketChannel):
+    """While nbclient waits for a cell, it sends the outputs of widgets; a reply that came meanwhile went unnoticed."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        super().send(message)
+        self.socket.get(zmq.EVENTS)  # wakes whoever waits for what is there
+
+
+class KernelClient(AsyncKernelClient):
+    shell_channel_class = Type(ShellChannel)
+
+
 class Kernel(AsyncKernelManager):
     """A kernel that knows its clients: papermill makes one for each notebook and leaves it open.
 
-    All have the same identity. The kernel sends its answers to the one that connected last, and one that reconnects
-    would take the answers away from the notebook that is running, which then waits forever.
+    All have the same identity, and the kernel sends its replies to the one that connected last: none may reconnect.
     """
+
+    client_factory = Type(KernelClient)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.clients: list[Any] = []
+        self.clients: list[KernelClient] = []
 
-    def client(self, **options: Any) -> Any:
+    def client(self, **options: Any) -> KernelClient:
         self.clients.append(super().client(**options))
         return self.clients[-1]
 
@@ -42,9 +60,15 @@ class Kernel(AsyncKernelManager):
 
 
 def main(folder: Path, parameters: dict[str, object], names: list[str]) -> None:
-    kernel = Kernel(kernel_name="python3")
-    options = {"cwd": NOTEBOOKS, "progress_bar": False, "km": kernel}
     folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as sockets:
+        # Of two kernels that start at the same time, one may find its TCP ports taken. Sockets have names of their own.
+        address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+        run(Kernel(kernel_name="python3", **address), folder, parameters, names)
+
+
+def run(kernel: Kernel, folder: Path, parameters: dict[str, object], names: list[str]) -> None:
+    options = {"cwd": NOTEBOOKS, "progress_bar": False, "km": kernel}
     for name in names:
         if kernel.has_kernel:
             client = kernel.blocking_client()

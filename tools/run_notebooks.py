@@ -10,12 +10,14 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from run_chain import Kernel
 
 for name in sys.argv[1:]:
     path = Path(name)
     notebook = nbformat.read(path, 4)
     folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, record_timing=False, coalesce_streams=True, resources=folder).execute()
+    options = {"record_timing": False, "coalesce_streams": True, "kernel_manager_class": Kernel}
+    NotebookClient(notebook, resources=folder, **options).execute()
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
     print(path, flush=True)
