@@ -169,6 +169,12 @@ seeds, shares = st.integers(0, 2**31), st.floats(0, 1)
 grids = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))
 
 
+def test_patches_of_16_cells_every_10_become_black_unless_said_otherwise() -> None:
+    x, mask = spectrogram(), only((2, 5))
+    assert torch.equal(masking.mask_spectrogram(x, mask), x.masked_fill(masked_cells(mask, SIZE, 16, 10), 0))
+    assert torch.equal(masking.speech_patches(x), masking.speech_patches(x, 16, 10))
+
+
 def examples(number: int) -> settings:
     return settings(deadline=None, max_examples=number, derandomize=True)
 

@@ -46,6 +46,13 @@ def test_summary_of_one_seed_agrees_with_scikit_learn():
     assert summary.macro_f1.value == pytest.approx(expected, abs=1e-12)
     assert math.isnan(summary.accuracy.std) and math.isnan(summary.macro_f1.std)
     assert summary.support == truth.value_counts().reindex(CLASSES).to_dict()
+    assert metrics.summarise(predictions, [*CLASSES, "joy"]).support["joy"] == 0
+
+
+def test_an_estimate_is_text_without_what_is_missing():
+    nan = math.nan
+    assert metrics.estimate_text((0.5714, 0.4221, 0.709, 0.02)) == "57.1 ± 2.0 [42.2, 70.9]"
+    assert [metrics.estimate_text((x, nan, nan, nan)) for x in (0.5, nan)] == ["50.0", "-"]
 
 
 def test_several_seeds_of_the_same_clips_are_averaged():
@@ -158,6 +165,8 @@ def test_mcnemar_by_hand():
     found = metrics.paired_difference(first, second.sample(frac=1, random_state=0))
     assert (found.only_first, found.only_second, found.value) == (8, 1, pytest.approx(7 / 12))
     assert found.p == pytest.approx(2 * (1 + 9) / 2**9)  # two tails of Binomial(9, 1/2) at 1
+    # Agresti & Min: n = 14, centre 7 / 14, margin 1.96 sqrt((10 / 14 - 0.5^2) / 14).
+    assert (found.low, found.high) == pytest.approx((0.14308, 0.85692), abs=1e-5)
     swapped = metrics.paired_difference(second, first)
     assert swapped[:4] == pytest.approx((-found.value, -found.high, -found.low, found.p))
 
