@@ -171,6 +171,7 @@ grids = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 6), st.in
 
 def test_patches_of_16_cells_every_10_become_black_unless_said_otherwise() -> None:
     x, mask = spectrogram(), only((2, 5))
+    assert torch.equal(important_patches(0.0 * mask, select="share", share=1.0, speech=mask), mask)  # not beside it
     assert torch.equal(masking.mask_spectrogram(x, mask), x.masked_fill(masked_cells(mask, SIZE, 16, 10), 0))
     assert torch.equal(masking.speech_patches(x), masking.speech_patches(x, 16, 10))
 

@@ -40,8 +40,11 @@ def test_summary_of_one_seed_agrees_with_scikit_learn():
     assert summary.accuracy.value == pytest.approx(correct / 72)
     assert (summary.accuracy.low, summary.accuracy.high) == metrics.wilson_interval(correct, 72)
     assert metrics.wilson_interval(57, 72) == pytest.approx((0.684, 0.869), abs=5e-4)
-    counts = metrics.confusion_matrix(truth, predicted, CLASSES)
-    assert counts.loc["anger", "fear"] == ((truth == "anger") & (predicted == "fear")).sum()
+    counts = metrics.confusion_matrix(truth, predicted, [*CLASSES, "joy"])
+    assert (
+        counts.loc["joy"].sum() == 0
+        and counts.loc["anger", "fear"] == ((truth == "anger") & (predicted == "fear")).sum()
+    )
     expected = reference.f1_score(truth, predicted, labels=CLASSES, average="macro")
     assert summary.macro_f1.value == pytest.approx(expected, abs=1e-12)
     assert math.isnan(summary.accuracy.std) and math.isnan(summary.macro_f1.std)
@@ -50,9 +53,8 @@ def test_summary_of_one_seed_agrees_with_scikit_learn():
 
 
 def test_an_estimate_is_text_without_what_is_missing():
-    nan = math.nan
     assert metrics.estimate_text((0.5714, 0.4221, 0.709, 0.02)) == "57.1 ± 2.0 [42.2, 70.9]"
-    assert [metrics.estimate_text((x, nan, nan, nan)) for x in (0.5, nan)] == ["50.0", "-"]
+    assert [metrics.estimate_text((x, *[math.nan] * 3)) for x in (0.5, math.nan)] == ["50.0", "-"]
 
 
 def test_several_seeds_of_the_same_clips_are_averaged():
@@ -122,6 +124,8 @@ def test_two_speakers_give_a_wide_interval_and_one_none():
     # The percentiles are the two scores, 2 points off their mean; t(1) / z * sqrt(2) = 9.17 times as far.
     assert factor(2) == pytest.approx(9.168, abs=1e-3)
     assert (found.low, found.high) == pytest.approx((0.24 - 0.02 * factor(2), 0.24 + 0.02 * factor(2)))
+    assert metrics.summarise(by_speakers([0.9, 1.0]), CLASSES, "speaker").accuracy.high == 1  # and no further
+    assert metrics.paired_difference(by_speakers([0.0, 0.1]), by_speakers([1.0, 0.9]), "speaker").low == -1
     alone = metrics.summarise(by_speakers([0.6]), CLASSES, "speaker")
     assert alone.accuracy.value == 0.6 and np.isnan([alone.accuracy[1:3], alone.macro_f1[1:3]]).all()
 
