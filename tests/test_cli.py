@@ -186,9 +186,6 @@ def test_the_package_runs_as_a_module_and_refuses_with_a_sentence() -> None:
     assert_refused(Result(done.returncode, done.stdout, done.stderr), "iemocap")
 
 
-# reproduce
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -61,6 +61,7 @@ def test_figure_5():
 
 FIGURES = {
     "confusion": lambda: matrices("SAVEE", "EmoDB", "CREMA-D"),
+    "confusion of one corpus": lambda: matrices("EmoDB"),
     "curves": lambda: figures.learning([history()], "Stage i", NOTE),
     "comparison": lambda: figures.comparison(dict.fromkeys(("SAVEE", "EmoDB", "CREMA-D"), compared()), note=NOTE),
 }
